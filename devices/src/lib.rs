@@ -1,0 +1,10 @@
+//! Emulated hardware: the bus, PCI, UART, RTC, power registers.
+//!
+//! Devices know traits for interrupts and for guest memory that is mapped straight through; never KVM, never VFIO. The machine
+//! implements those traits.
+#![deny(unsafe_code)]
+
+pub mod bus;
+pub mod interrupt;
+pub mod mapping;
+pub mod pci;

@@ -1,0 +1,2 @@
+//! The `viaduct` command: parse, call, map to an exit status.
+fn main() {}
