@@ -8,3 +8,6 @@ pub mod bus;
 pub mod interrupt;
 pub mod mapping;
 pub mod pci;
+pub mod register_file;
+#[cfg(test)]
+mod testing;

@@ -2,6 +2,11 @@
 
 mod address;
 pub mod bar;
+pub mod capabilities;
+pub mod config;
+pub mod msi;
+pub mod msix;
+pub mod registers;
 pub mod space;
 
 pub use address::{Bdf, BdfParseError, Slot, SlotParseError};
