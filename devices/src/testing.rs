@@ -1,6 +1,18 @@
-//! What the property tests of this crate share: a seeded generator, and the comparison of access widths.
+//! What the tests of this crate share: a seeded generator, the comparison of access widths, and fakes of a card and a device.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    bus::{Action, BusDevice},
+    pci::{
+        Function,
+        bar::{BarSpec, Bars},
+        config::{ConfigSpace, Identity},
+    },
+};
 
 /// A xorshift generator: the same numbers in every run.
 pub(crate) struct Random(u64);
@@ -61,5 +73,94 @@ pub(crate) fn widths_agree<T>(
             read(&bytes, at, std::slice::from_mut(byte));
         }
         assert_eq!(one, many, "step {step}: {len} bytes at {offset:#x}");
+    }
+}
+
+/// A function with BARs and nothing behind them.
+pub(crate) struct Card {
+    pub(crate) config: Mutex<ConfigSpace>,
+    pub(crate) bars: Mutex<Bars>,
+}
+
+impl Card {
+    pub(crate) fn new(device: u16, bars: &[BarSpec]) -> Arc<Self> {
+        let identity = Identity {
+            vendor: 0x1af4,
+            device,
+            ..Identity::default()
+        };
+        Arc::new(Self {
+            config: Mutex::new(ConfigSpace::new(&identity)),
+            bars: Mutex::new(Bars::new(bars).unwrap()),
+        })
+    }
+
+    pub(crate) fn address(&self, index: usize) -> u64 {
+        self.bars.lock().unwrap().address(index).unwrap()
+    }
+}
+
+impl Function for Card {
+    fn config_read(&self, offset: u16, data: &mut [u8]) {
+        assert!(
+            data.len() <= 4 && usize::from(offset) % data.len() == 0,
+            "not a piece"
+        );
+        match Bars::contains(offset) {
+            true => self.bars.lock().unwrap().read(offset, data),
+            false => self.config.lock().unwrap().read(offset, data),
+        }
+    }
+
+    fn config_write(&self, offset: u16, data: &[u8]) -> Action {
+        assert!(
+            data.len() <= 4 && usize::from(offset) % data.len() == 0,
+            "not a piece"
+        );
+        match Bars::contains(offset) {
+            true => self.bars.lock().unwrap().write(offset, data),
+            false => self.config.lock().unwrap().write(offset, data),
+        }
+        Action::None
+    }
+
+    fn bars(&self) -> Vec<BarSpec> {
+        self.bars.lock().unwrap().specs().to_vec()
+    }
+
+    fn assign_bar(&self, index: usize, address: u64) {
+        self.bars.lock().unwrap().assign(index, address);
+    }
+
+    fn reset(&self) {
+        self.bars.lock().unwrap().reset();
+    }
+}
+
+/// A device that reads as one byte everywhere, and remembers what was written.
+pub(crate) struct Scratch {
+    pub(crate) reads: u8,
+    pub(crate) written: Mutex<Vec<(u64, Vec<u8>)>>,
+    pub(crate) answers: Action,
+}
+
+impl Scratch {
+    pub(crate) fn new(reads: u8, answers: Action) -> Arc<Self> {
+        Arc::new(Self {
+            reads,
+            written: Mutex::default(),
+            answers,
+        })
+    }
+}
+
+impl BusDevice for Scratch {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(self.reads);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Action {
+        self.written.lock().unwrap().push((offset, data.to_vec()));
+        self.answers
     }
 }

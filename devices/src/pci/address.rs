@@ -113,6 +113,14 @@ impl Slot {
     pub fn devfn(self) -> u8 {
         self.device << 3 | self.function
     }
+
+    /// The slot that `devfn` names.
+    pub fn from_devfn(devfn: u8) -> Self {
+        Self {
+            device: devfn >> 3,
+            function: devfn & 7,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
 //! PCI: the root, functions, their configuration space and BARs, MSI-X. PCI Local Bus 3.0, PCI Express Base 6.0.
 
 mod address;
+pub mod assign;
 pub mod bar;
 pub mod capabilities;
 pub mod config;
+pub mod host_bridge;
 pub mod msi;
 pub mod msix;
+pub mod ports;
 pub mod registers;
+pub mod root;
 pub mod space;
 
 pub use address::{Bdf, BdfParseError, Slot, SlotParseError};

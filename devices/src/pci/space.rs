@@ -224,3 +224,225 @@ impl Placements {
         Some(decoded.address)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Mutex, atomic::AtomicU32, atomic::Ordering},
+    };
+
+    use super::*;
+    use crate::{bus::Action, testing::Scratch};
+
+    const LOW: BarKind = BarKind::Memory32 {
+        prefetchable: false,
+    };
+
+    struct Page(usize);
+
+    // SAFETY: nothing maps what this fake names.
+    #[expect(unsafe_code, reason = "the trait is unsafe to implement")]
+    unsafe impl HostMapping for Page {
+        fn address(&self) -> usize {
+            self.0
+        }
+
+        fn len(&self) -> usize {
+            4096
+        }
+    }
+
+    /// Remembers what is mapped, and asserts that the device is on the bus whenever something is.
+    struct FakeMemslots {
+        bus: Arc<Bus>,
+        mapped: Mutex<Vec<(u32, u64)>>,
+        next: AtomicU32,
+        full: bool,
+    }
+
+    impl Memslots for FakeMemslots {
+        fn map(&self, guest: u64, _memory: Arc<dyn HostMapping>) -> io::Result<u32> {
+            assert!(
+                self.bus.read(guest, &mut [0]),
+                "mapped before the device was placed"
+            );
+            if self.full {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+            let slot = self.next.fetch_add(1, Ordering::Relaxed);
+            self.mapped.lock().unwrap().push((slot, guest));
+            Ok(slot)
+        }
+
+        fn unmap(&self, slot: u32) {
+            let mut mapped = self.mapped.lock().unwrap();
+            let at = mapped.iter().position(|(name, _)| *name == slot).unwrap();
+            let (_, guest) = mapped.remove(at);
+            assert!(
+                self.bus.read(guest, &mut [0]),
+                "unmapped after the device had gone"
+            );
+        }
+    }
+
+    fn space(full: bool) -> (PciSpace, Arc<FakeMemslots>) {
+        let memory = Arc::new(Bus::new());
+        let memslots = Arc::new(FakeMemslots {
+            bus: memory.clone(),
+            mapped: Mutex::default(),
+            next: AtomicU32::new(0),
+            full,
+        });
+        let space = PciSpace {
+            memory,
+            io: Arc::new(Bus::new()),
+            memslots: memslots.clone(),
+            windows: Windows {
+                io: 0x1000..0x2000,
+                memory32: 0xe000_0000..0xf000_0000,
+                memory64: 0x10_0000_0000..0x20_0000_0000,
+            },
+        };
+        (space, memslots)
+    }
+
+    fn region(reads: u8, direct: &[u64]) -> Region {
+        let part = |&offset: &u64| Direct {
+            offset,
+            memory: Arc::new(Page(0)),
+        };
+        Region {
+            len: 0x4000,
+            device: Scratch::new(reads, Action::None),
+            direct: direct.iter().map(part).collect(),
+        }
+    }
+
+    fn at(index: usize, address: u64) -> Decoded {
+        Decoded {
+            index,
+            kind: LOW,
+            address,
+            size: 0x4000,
+        }
+    }
+
+    fn byte(bus: &Bus, address: u64) -> u8 {
+        let mut data = [0];
+        bus.read(address, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn a_region_is_there_for_as_long_as_it_is_held() {
+        let (space, memslots) = space(false);
+        let placed = space
+            .place(LOW, 0xe000_0000, &region(1, &[0, 0x2000]))
+            .unwrap();
+        assert_eq!(byte(&space.memory, 0xe000_1000), 1);
+        assert_eq!(
+            *memslots.mapped.lock().unwrap(),
+            [(0, 0xe000_0000), (1, 0xe000_2000)]
+        );
+        drop(placed);
+        assert_eq!(byte(&space.memory, 0xe000_1000), 0xff);
+        assert_eq!(*memslots.mapped.lock().unwrap(), []);
+    }
+
+    #[test]
+    fn what_cannot_be_mapped_still_answers() {
+        let (space, memslots) = space(true);
+        let _placed = space.place(LOW, 0xe000_0000, &region(1, &[0])).unwrap();
+        assert_eq!(byte(&space.memory, 0xe000_0000), 1);
+        assert_eq!(*memslots.mapped.lock().unwrap(), []);
+    }
+
+    #[test]
+    fn outside_the_windows_nothing_is_placed() {
+        let (space, _) = space(false);
+        let wide = BarKind::Memory64 { prefetchable: true };
+        for (kind, address) in [
+            (LOW, 0),
+            (LOW, 0xefff_e000),
+            (LOW, 0x10_0000_0000),
+            (wide, 0x1_0000_0000),
+            (wide, 0x1f_ffff_e000),
+            (wide, u64::MAX - 0xfff),
+            (BarKind::Io, 0x1000),
+        ] {
+            let refused = space.place(kind, address, &region(1, &[]));
+            let outside = PlaceError::Outside {
+                start: address,
+                len: 0x4000,
+            };
+            assert_eq!(refused.err(), Some(outside), "{kind:?} {address:#x}");
+        }
+        assert!(space.place(wide, 0xe000_0000, &region(1, &[])).is_ok());
+        assert!(space.place(wide, 0x10_0000_0000, &region(1, &[])).is_ok());
+    }
+
+    fn two_bars(space: &PciSpace) -> Placements {
+        let mut regions: [Option<Region>; REGISTERS] = Default::default();
+        regions[0] = Some(region(10, &[0]));
+        regions[2] = Some(region(12, &[]));
+        Placements::new(space.clone(), regions)
+    }
+
+    #[test]
+    fn bars_may_swap_places() {
+        let (space, _) = space(false);
+        let mut placements = two_bars(&space);
+        placements.reconcile(&[at(0, 0xe000_0000), at(2, 0xe000_4000)]);
+        assert_eq!(
+            [
+                byte(&space.memory, 0xe000_0000),
+                byte(&space.memory, 0xe000_4000)
+            ],
+            [10, 12]
+        );
+        placements.reconcile(&[at(2, 0xe000_0000), at(0, 0xe000_4000)]);
+        assert_eq!(
+            [
+                byte(&space.memory, 0xe000_0000),
+                byte(&space.memory, 0xe000_4000)
+            ],
+            [12, 10]
+        );
+    }
+
+    #[test]
+    fn what_stays_is_not_touched() {
+        let (space, memslots) = space(false);
+        let mut placements = two_bars(&space);
+        placements.reconcile(&[at(0, 0xe000_0000)]);
+        placements.reconcile(&[at(0, 0xe000_0000), at(2, 0xe000_4000)]);
+        assert_eq!(*memslots.mapped.lock().unwrap(), [(0, 0xe000_0000)]);
+    }
+
+    #[test]
+    fn retain_only_takes_away_and_fill_only_adds() {
+        let (space, _) = space(false);
+        let mut placements = two_bars(&space);
+        placements.fill(&[at(0, 0xe000_0000)]);
+        placements.retain(&[at(0, 0xe001_0000), at(2, 0xe000_4000)]);
+        assert_eq!((placements.address(0), placements.address(2)), (None, None));
+        placements.fill(&[at(0, 0xe001_0000)]);
+        assert_eq!(placements.address(0), Some(0xe001_0000));
+        placements.clear();
+        assert_eq!(byte(&space.memory, 0xe001_0000), 0xff);
+    }
+
+    #[test]
+    fn a_bar_over_another_stays_off_until_there_is_room() {
+        let (space, _) = space(false);
+        let mut placements = two_bars(&space);
+        placements.reconcile(&[at(0, 0xe000_0000), at(2, 0xe000_2000)]);
+        assert_eq!(placements.address(2), None);
+        placements.reconcile(&[at(2, 0xe000_2000)]);
+        assert_eq!(placements.address(2), Some(0xe000_2000));
+        // A register that has no region is nobody's.
+        placements.reconcile(&[at(5, 0xe000_8000)]);
+        assert_eq!(placements.address(5), None);
+    }
+}
