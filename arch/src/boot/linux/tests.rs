@@ -1,0 +1,211 @@
+use super::*;
+use crate::{ram, random::Random};
+
+const MIB: u64 = 1 << 20;
+const SETUP_SECTS: usize = 0x1f1;
+const SYSSIZE: usize = 0x1f4;
+const LOADFLAGS: usize = 0x211;
+const VERSION: usize = 0x206;
+const RELOCATABLE: usize = 0x234;
+const XLOADFLAGS: usize = 0x236;
+const INIT_SIZE: usize = 0x260;
+
+/// The head of an image with the numbers of Debian's 6.12 kernel, but for its size.
+fn debian() -> Vec<u8> {
+    let mut head = vec![0; HEAD_LEN];
+    // What is not the header: none of it may get into the zero page.
+    head[..SETUP_SECTS].fill(0xee);
+    for (at, value) in [
+        (SETUP_SECTS, &[0x27][..]),
+        (SYSSIZE, &(8_u32 << 20 >> 4).to_le_bytes()),
+        (0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]),
+        (0x202, b"HdrS"),
+        (VERSION, &[0x0f, 0x02]),
+        (LOADFLAGS, &[1]),
+        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
+        (0x230, &0x20_0000_u32.to_le_bytes()),
+        (RELOCATABLE, &[1]),
+        (XLOADFLAGS, &[0x7f, 0]),
+        (0x238, &2047_u32.to_le_bytes()),
+        (0x258, &0x100_0000_u64.to_le_bytes()),
+        (INIT_SIZE, &(62_u32 << 20).to_le_bytes()),
+    ] {
+        head[at..at + value.len()].copy_from_slice(value);
+    }
+    head
+}
+
+const FILE_LEN: u64 = 0x28 * 512 + 8 * MIB + 1000;
+
+fn parse(head: &[u8]) -> Result<SetupHeader, ImageError> {
+    SetupHeader::parse(head, FILE_LEN)
+}
+
+fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut head = debian();
+    head[at..at + bytes.len()].copy_from_slice(bytes);
+    head
+}
+
+fn memory(mib: u64) -> Vec<RamRange> {
+    ram::plan(mib * MIB, &[]).unwrap()
+}
+
+fn dword(page: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(page[at..at + 4].try_into().unwrap())
+}
+
+#[test]
+fn the_payload_is_what_syssize_says_and_no_signature() {
+    let header = parse(&debian()).unwrap();
+    assert_eq!(header.payload(), 0x5000..0x5000 + 8 * MIB);
+}
+
+#[test]
+fn zero_setup_sectors_mean_four() {
+    let header = parse(&with(SETUP_SECTS, &[0])).unwrap();
+    assert_eq!(header.payload().start, 5 * 512);
+}
+
+#[test]
+fn what_is_no_kernel_is_named_for_what_it_is() {
+    use ImageError::*;
+    assert_eq!(parse(b""), Err(NotAKernel));
+    assert_eq!(parse(&[0x7f; HEAD_LEN]), Err(NotAKernel));
+    assert_eq!(parse(&with(0x202, b"hdrs")), Err(NotAKernel));
+    assert_eq!(
+        parse(&with(VERSION, &[0x0a, 0x02])),
+        Err(TooOld { version: 0x20a })
+    );
+    assert_eq!(parse(&with(LOADFLAGS, &[0])), Err(LoadedLow));
+    assert_eq!(parse(&with(XLOADFLAGS, &[0x7e])), Err(Only32Bit));
+    assert!(matches!(
+        parse(&with(INIT_SIZE, &[0; 4])),
+        Err(Damaged {
+            field: "init_size",
+            ..
+        })
+    ));
+    assert!(matches!(
+        parse(&with(0x201, &[3])),
+        Err(Damaged { field: "jump", .. })
+    ));
+    let old = parse(&with(VERSION, &[0x0a, 0x02])).unwrap_err();
+    assert!(old.to_string().contains("boot protocol 2.10,"), "{old}");
+}
+
+#[test]
+fn a_truncated_image_says_how_much_is_missing() {
+    assert_eq!(
+        SetupHeader::parse(&debian(), 1 << 20),
+        Err(ImageError::Truncated {
+            have: 1 << 20,
+            need: 0x5000 + 8 * MIB
+        })
+    );
+    let error = SetupHeader::parse(&debian()[..0x210], 0x210).unwrap_err();
+    assert!(matches!(error, ImageError::Truncated { .. }), "{error}");
+    let mut begins_as_efi = debian();
+    begins_as_efi[..2].copy_from_slice(b"MZ");
+    let error = SetupHeader::parse(&begins_as_efi[..100], 100).unwrap_err();
+    assert!(matches!(error, ImageError::Truncated { .. }), "{error}");
+}
+
+#[test]
+fn the_kernel_goes_where_it_wants_and_the_initrd_below_initrd_addr_max() {
+    let placement = place(&parse(&debian()).unwrap(), &memory(4096), 30 * MIB).unwrap();
+    assert_eq!(placement.kernel, 0x100_0000..0x100_0000 + 62 * MIB);
+    assert_eq!(placement.entry, 0x100_0200);
+    assert_eq!(placement.initrd, Some(0x8000_0000 - 30 * MIB..0x8000_0000));
+}
+
+#[test]
+fn a_relocatable_kernel_moves_when_memory_is_short_and_another_does_not() {
+    let ram = memory(66);
+    let moved = place(&parse(&debian()).unwrap(), &ram, 0).unwrap();
+    assert_eq!(moved.kernel.start, 0x20_0000);
+    let fixed = parse(&with(RELOCATABLE, &[0])).unwrap();
+    let error = place(&fixed, &ram, 0).unwrap_err();
+    assert!(matches!(
+        error,
+        PlaceError::Kernel {
+            need_mib: 62,
+            have_mib: 50,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn an_initrd_larger_than_2_gib_goes_above_4_gib() {
+    let placement = place(&parse(&debian()).unwrap(), &memory(8192), 3 << 30).unwrap();
+    assert_eq!(placement.initrd, Some(0x1_8000_0000..0x2_4000_0000));
+    let needed = place(&parse(&debian()).unwrap(), &memory(4096), 3 << 30).unwrap_err();
+    let PlaceError::Initrd { need_mib, .. } = needed else {
+        panic!("{needed}");
+    };
+    assert!(place(&parse(&debian()).unwrap(), &memory(need_mib), 3 << 30).is_ok());
+    let without = parse(&with(XLOADFLAGS, &[1])).unwrap();
+    let error = place(&without, &memory(8192), 3 << 30).unwrap_err();
+    assert!(matches!(error, PlaceError::InitrdUnreachable { .. }));
+}
+
+#[test]
+fn the_zero_page_has_the_header_and_what_the_loader_adds() {
+    let header = parse(&debian()).unwrap();
+    let ram = memory(8192);
+    let placement = place(&header, &ram, 3 << 30).unwrap();
+    let map = e820::map(&ram);
+    let page = zero_page(&header, &placement, &map);
+    assert_eq!(&page[0x202..0x206], b"HdrS");
+    assert_eq!(page[0x210], 0xff);
+    assert_eq!(dword(&page[..], 0x228), 0x2_0000);
+    assert_eq!(dword(&page[..], 0x070), 0xe_0000);
+    assert_eq!(
+        (dword(&page[..], 0x218), dword(&page[..], 0x0c0)),
+        (0x8000_0000, 1)
+    );
+    assert_eq!(
+        (dword(&page[..], 0x21c), dword(&page[..], 0x0c4)),
+        (0xc000_0000, 0)
+    );
+    assert_eq!(usize::from(page[0x1e8]), map.len());
+    assert_eq!(
+        (dword(&page[..], 0x2d0 + 8), page[0x2d0 + 16]),
+        (0x9_fc00, 1)
+    );
+    // The sentinel and everything else that is not the header.
+    assert!(!page.contains(&0xee));
+}
+
+#[test]
+fn the_command_line_has_to_fit() {
+    let header = parse(&debian()).unwrap();
+    assert_eq!(header.command_line("quiet").unwrap(), b"quiet\0");
+    assert_eq!(header.command_line(&"x".repeat(2047)).unwrap().len(), 2048);
+    let error = header.command_line(&"x".repeat(2048)).unwrap_err();
+    assert_eq!((error.len, error.max), (2048, 2047));
+}
+
+#[test]
+fn no_image_makes_the_parser_or_the_placement_panic() {
+    let mut random = Random::new(2);
+    for _ in 0..50_000 {
+        let mut head = debian();
+        for _ in 0..random.below(8) {
+            let at = 0x1f1 + random.index(0x80);
+            head[at] = random.byte();
+        }
+        head.truncate(random.index(2 * HEAD_LEN));
+        let len = head.len() as u64 + random.magnitude(40);
+        if let Ok(header) = SetupHeader::parse(&head, len) {
+            let ram = memory(2 + random.below(5000) * 2);
+            if let Ok(placement) = place(&header, &ram, random.magnitude(34)) {
+                let initrd = placement.initrd.clone().unwrap_or(u64::MAX..u64::MAX);
+                assert!(initrd.start >= placement.kernel.end);
+                assert!(header.payload().end <= len);
+                zero_page(&header, &placement, &e820::map(&ram));
+            }
+        }
+    }
+}
