@@ -1,0 +1,90 @@
+//! The cards of the simulated host, as QEMU's command line says them. The machine's own devices have fixed, high slots on
+//! pcie.0, so whatever is added takes the low ones and the example card stays at 03:00.
+
+use std::path::PathBuf;
+
+/// What is plugged into an L1.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Cards {
+    arguments: Vec<String>,
+}
+
+impl Cards {
+    /// No card at all.
+    pub(crate) fn none() -> Self {
+        Self::default()
+    }
+
+    /// The example card: an SR-IOV NIC with ports at 03:00.0 and 03:00.1. L1 gives the second two virtual functions,
+    /// 03:10.1 and 03:10.3. Three root ports are there to make its bus the third.
+    pub(crate) fn sriov() -> Self {
+        Self::none().with(
+            "-device pcie-root-port,id=rp1,chassis=1,addr=02.0 \
+             -device pcie-root-port,id=rp2,chassis=2,addr=03.0 \
+             -device pcie-root-port,id=rp3,chassis=3,addr=04.0 \
+             -netdev user,id=n0 -netdev user,id=n1 \
+             -device igb,bus=rp3,addr=0.0,multifunction=on,x-pcie-ari-nextfn-1=on,netdev=n0,mac=52:54:00:03:00:00 \
+             -device igb,bus=rp3,addr=0.1,netdev=n1,mac=52:54:00:03:00:01",
+        )
+    }
+
+    /// Adds QEMU arguments, separated by spaces.
+    pub(crate) fn with(mut self, arguments: &str) -> Self {
+        self.arguments
+            .extend(arguments.split_whitespace().map(str::to_owned));
+        self
+    }
+
+    /// Adds QEMU arguments as they came from a command line.
+    pub(crate) fn with_all(mut self, arguments: &[String]) -> Self {
+        self.arguments.extend_from_slice(arguments);
+        self
+    }
+
+    /// The arguments.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+}
+
+/// How the machine is set up besides its cards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// What is plugged in.
+    pub(crate) cards: Cards,
+    /// With an IOMMU, as lab.md has it; without, the host that `viaduct` must refuse to work on.
+    pub(crate) iommu: bool,
+    /// L1's memory.
+    pub(crate) memory_mib: u32,
+    /// Further words of L1's kernel command line.
+    pub(crate) kernel_words: String,
+}
+
+impl Machine {
+    /// A host with the example card.
+    pub(crate) fn with_cards(cards: Cards) -> Self {
+        Self {
+            cards,
+            iommu: true,
+            memory_mib: 4096,
+            kernel_words: String::new(),
+        }
+    }
+
+    /// The same without its IOMMU.
+    pub(crate) fn without_iommu(mut self) -> Self {
+        self.iommu = false;
+        self
+    }
+}
+
+/// What a boot of L1 needs to find.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// Shared with L1, which sees it as /lab.
+    pub(crate) share: PathBuf,
+    /// The agent's socket.
+    pub(crate) socket: PathBuf,
+    /// Where L1's first serial port is written to.
+    pub(crate) serial_log: PathBuf,
+}

@@ -1,0 +1,196 @@
+//! L1, "the host": the simulated machine that runs `viaduct`, with its cards, its logs and the agent in it.
+
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::agent::{Agent, Job, Output, Request};
+use crate::cards::{Machine, Places};
+use crate::children::Owned;
+use crate::error::{Doing, Error, Result, tail, tail_of};
+use crate::image::Image;
+use crate::progress::note;
+use crate::{paths, qemu, sys};
+
+/// What an L1 may take to come up; after that it is the emulator that hangs, and it is booted once more.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running L1. Ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Host {
+    agent: Agent,
+    qemu: Owned,
+    dir: PathBuf,
+    serial_log: PathBuf,
+}
+
+impl Host {
+    /// Boots L1 and waits until its agent answers. Logs and the share are kept in `dir`.
+    pub(crate) fn boot(image: &Image, machine: &Machine, dir: &Path) -> Result<Self> {
+        match Self::boot_once(image, machine, dir, 1) {
+            Err(error @ Error::Host { .. }) => {
+                note(&format!("{error}"));
+                note("booting it once more");
+                Self::boot_once(image, machine, dir, 2)
+            }
+            result => result,
+        }
+    }
+
+    fn boot_once(image: &Image, machine: &Machine, dir: &Path, attempt: u32) -> Result<Self> {
+        let share = dir.join("share");
+        fill_share(&share)?;
+        let sockets = SocketFolder::make()?;
+        let places = Places {
+            share,
+            socket: sockets.0.join("agent"),
+            serial_log: dir.join(format!("l1-serial-{attempt}.log")),
+        };
+        let listener = UnixListener::bind(&places.socket)
+            .doing(|| format!("listening on {}", places.socket.display()))?;
+        let mut command = qemu::command(image, machine, &places);
+        write(
+            &dir.join("l1-command"),
+            &format!("{}\n", qemu::shown(&command)),
+        )?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let said = dir.join(format!("l1-qemu-{attempt}.log"));
+        let log = fs::File::create(&said).doing(|| format!("making {}", said.display()))?;
+        command.stderr(log);
+        // In its own process group: Ctrl-C at the terminal is for the lab, which then ends QEMU.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        sys::die_with_parent(&mut command);
+        let child = command.spawn().doing(|| "starting QEMU".into())?;
+        let qemu = Owned::new(child);
+        let failed = |what: &str| Error::Host {
+            what: what.to_owned(),
+            log: places.serial_log.display().to_string(),
+            tail: format!("{}\n{}", tail_of(&said, 5), tail_of(&places.serial_log, 10)),
+        };
+        let stream = accept(listener).ok_or_else(|| failed("did not start: QEMU ended at once"))?;
+        let agent = Agent::greet(stream, BOOT_LIMIT)?
+            .ok_or_else(|| failed(&format!("was not up within {} s", BOOT_LIMIT.as_secs())))?;
+        Ok(Self {
+            agent,
+            qemu,
+            dir: dir.to_owned(),
+            serial_log: places.serial_log,
+        })
+    }
+
+    /// Runs a shell command to its end, whatever that is.
+    pub(crate) fn output(&self, command: &str, limit: Duration) -> Result<Output> {
+        self.start(command, limit)?.wait()
+    }
+
+    /// Runs a shell command that has to succeed, and gives what it said on stdout.
+    pub(crate) fn sh(&self, command: &str) -> Result<String> {
+        let output = self.output(command, Duration::from_secs(60))?;
+        if output.code == 0 {
+            return Ok(output.stdout);
+        }
+        let said = tail(&[output.stdout, output.stderr].concat(), 15);
+        Err(Error::Program {
+            command: command.into(),
+            status: output.code.to_string(),
+            tail: said,
+        })
+    }
+
+    /// Starts a shell command in the background.
+    pub(crate) fn start(&self, command: &str, limit: Duration) -> Result<Job<'_>> {
+        self.agent.start(&Request {
+            command: command.to_owned(),
+            deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            has_stdin: true,
+            terminal: None,
+        })
+    }
+
+    /// Runs a shell command on L1's terminal hvc0, which `console` is the other end of.
+    pub(crate) fn start_on_terminal(&self, command: &str) -> Result<Job<'_>> {
+        let day_ms = 24 * 60 * 60 * 1000;
+        self.agent.start(&Request {
+            command: command.to_owned(),
+            deadline_ms: day_ms,
+            has_stdin: false,
+            terminal: Some("/dev/hvc0".into()),
+        })
+    }
+
+    /// Both ends of L1's terminal hvc0. They can be taken once.
+    pub(crate) fn console(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        let child = self.qemu.child();
+        Some((child.stdin.take()?, child.stdout.take()?))
+    }
+
+    /// Where L1's first serial port is written to.
+    pub(crate) fn serial_log(&self) -> &Path {
+        &self.serial_log
+    }
+
+    /// The folder that L1 sees as /lab.
+    pub(crate) fn share(&self) -> PathBuf {
+        self.dir.join("share")
+    }
+}
+
+/// Waits for QEMU to connect, which it does before it runs anything; QEMU's failing shows as nobody coming.
+fn accept(listener: UnixListener) -> Option<UnixStream> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(listener.accept().map(|(stream, _)| stream)));
+    receiver.recv_timeout(Duration::from_secs(10)).ok()?.ok()
+}
+
+/// What L1 sees as /lab: this program (its agent), `viaduct` if it is built, and room for logs.
+fn fill_share(share: &Path) -> Result<()> {
+    let bin = share.join("bin");
+    fs::create_dir_all(&bin).doing(|| format!("making {}", bin.display()))?;
+    for folder in ["l2", "logs"] {
+        let path = share.join(folder);
+        fs::create_dir_all(&path).doing(|| format!("making {}", path.display()))?;
+    }
+    let program = std::env::current_exe().doing(|| "finding this program".into())?;
+    place(&program, &bin.join("lab"))?;
+    let viaduct = paths::target().join("release/viaduct");
+    if viaduct.exists() {
+        place(&viaduct, &bin.join("viaduct"))?;
+    }
+    Ok(())
+}
+
+/// A copy, not a link: the next build must not change what a running L1 executes.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let _ = fs::remove_file(to);
+    fs::copy(from, to)
+        .map(drop)
+        .doing(|| format!("copying {} to {}", from.display(), to.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).doing(|| format!("writing {}", path.display()))
+}
+
+/// Socket paths are limited to 108 bytes, so they do not live with the run's other files.
+struct SocketFolder(PathBuf);
+
+impl SocketFolder {
+    fn make() -> Result<Self> {
+        let nanos = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |time| time.subsec_nanos());
+        let path = std::env::temp_dir().join(format!("lab-{}-{nanos}", std::process::id()));
+        fs::create_dir_all(&path).doing(|| format!("making {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for SocketFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

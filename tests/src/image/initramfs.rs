@@ -1,0 +1,167 @@
+//! The initial file systems of L1 and L2, made from the tree, and the folder with L2's kernel beside its own.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::cpio::Cpio;
+use super::key::Key;
+use super::modules::Modules;
+use super::{Tree, lines};
+use crate::error::{Doing, Error, Result};
+
+const L1_INIT: &str = include_str!("../../../resources/lab/l1-init");
+const L1_ROOT: &str = include_str!("../../../resources/lab/l1-root");
+const L1_MODULES: &str = include_str!("../../../resources/lab/l1.modules");
+const L2_INIT: &str = include_str!("../../../resources/lab/l2-init");
+const L2_DHCP: &str = include_str!("../../../resources/lab/l2-dhcp");
+const L2_LEASE: &str = include_str!("../../../resources/lab/l2-lease");
+const L2_SETTLE: &str = include_str!("../../../resources/lab/l2-settle");
+const L2_MODULES: &str = include_str!("../../../resources/lab/l2.modules");
+const L2_TOOLS: &str = include_str!("../../../resources/lab/l2.tools");
+/// mdev: load the driver of whatever shows up.
+const MDEV: &str = "$MODALIAS=.* 0:0 660 @modprobe -qb \"$MODALIAS\"\n";
+
+/// The key of what `build` makes: the tree, everything that is put in, and how.
+pub(super) fn key(tree: &Tree) -> Key {
+    let recipe = [
+        include_str!("initramfs.rs"),
+        include_str!("modules.rs"),
+        include_str!("cpio.rs"),
+    ];
+    let inputs = [
+        L1_INIT, L1_ROOT, L1_MODULES, L2_INIT, L2_DHCP, L2_LEASE, L2_SETTLE, L2_MODULES, L2_TOOLS,
+    ];
+    let key = recipe
+        .iter()
+        .chain(&inputs)
+        .fold(Key::new(), |key, input| key.with(input));
+    key.with(tree.key())
+}
+
+/// Makes everything of an image but the tree.
+pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
+    let modules = Modules::of(tree)?;
+    let scratch = dir.join("scratch");
+    let l2 = dir.join("l2");
+    fs::create_dir_all(&l2).doing(|| format!("making {}", l2.display()))?;
+    let kernel = tree
+        .root()
+        .join(format!("boot/vmlinuz-{}", modules.release()));
+    copy(&kernel, &l2.join("vmlinuz"))?;
+
+    let mut l1 = base(tree)?;
+    for folder in ["root", "lower", "layer"] {
+        l1.folder(folder);
+    }
+    l1.file("init", 0o755, L1_INIT.as_bytes());
+    l1.file("l1-root", 0o755, L1_ROOT.as_bytes());
+    modules.put(tree, lines(L1_MODULES), &scratch, &mut l1)?;
+    write(&dir.join("l1-initrd"), &l1.finish())?;
+
+    let mut guest = base(tree)?;
+    for (path, script) in [
+        ("init", L2_INIT),
+        ("bin/lab-dhcp", L2_DHCP),
+        ("bin/lab-lease", L2_LEASE),
+        ("bin/lab-settle", L2_SETTLE),
+    ] {
+        guest.file(path, 0o755, script.as_bytes());
+    }
+    guest.file("etc/mdev.conf", 0o644, MDEV.as_bytes());
+    put_tools(tree, &mut guest)?;
+    modules.put(tree, lines(L2_MODULES), &scratch, &mut guest)?;
+    write(&l2.join("initrd"), &guest.finish())
+}
+
+/// Busybox under all its names, and the folders that an init mounts on.
+fn base(tree: &Tree) -> Result<Cpio> {
+    let mut cpio = Cpio::default();
+    for folder in ["dev", "proc", "sys", "run", "tmp", "root", "etc"] {
+        cpio.folder(folder);
+    }
+    cpio.character_device("dev/console", 5, 1);
+    cpio.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+    cpio.file("etc/group", 0o644, b"root:x:0:\n");
+    let busybox = tree.root().join("usr/bin/busybox");
+    cpio.file("bin/busybox", 0o755, &read(&busybox)?);
+    for applet in applets(&busybox)? {
+        cpio.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    // The kernel calls it by this name.
+    cpio.symlink("sbin/modprobe", "/bin/busybox");
+    Ok(cpio)
+}
+
+/// Static, so it runs here without the tree's loader.
+fn applets(busybox: &Path) -> Result<Vec<String>> {
+    let mut command = std::process::Command::new(busybox);
+    let output = command
+        .arg("--list")
+        .output()
+        .doing(|| format!("{} --list", busybox.display()))?;
+    let names = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(names
+        .lines()
+        .filter(|name| *name != "busybox")
+        .map(str::to_owned)
+        .collect())
+}
+
+/// The listed programs with the libraries they load, where their loader looks for them.
+fn put_tools(tree: &Tree, cpio: &mut Cpio) -> Result<()> {
+    let mut libraries = BTreeSet::new();
+    for tool in lines(L2_TOOLS) {
+        let path = tree.root().join(tool.trim_start_matches('/'));
+        cpio.file(tool.trim_start_matches('/'), 0o755, &read(&path)?);
+        libraries.extend(libraries_of(tree, tool)?);
+    }
+    let loader = "lib64/ld-linux-x86-64.so.2";
+    cpio.file(loader, 0o755, &read(&tree.root().join(loader))?);
+    for library in libraries {
+        let name = library.rsplit('/').next().unwrap_or(&library).to_owned();
+        let content = read(Path::new(&library))?;
+        cpio.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o644, &content);
+    }
+    let names = "usr/share/misc/pci.ids";
+    cpio.file(names, 0o644, &read(&tree.root().join(names))?);
+    Ok(())
+}
+
+/// Asks the tree's loader, as ldd(1) does: lines of "libz.so.1 => /path/libz.so.1 (0x...)".
+fn libraries_of(tree: &Tree, tool: &str) -> Result<Vec<String>> {
+    let mut command = std::process::Command::new(tree.root().join("lib64/ld-linux-x86-64.so.2"));
+    command
+        .arg("--library-path")
+        .arg(tree.root().join("usr/lib/x86_64-linux-gnu"));
+    command
+        .arg("--list")
+        .arg(tree.root().join(tool.trim_start_matches('/')));
+    let output = command
+        .output()
+        .doing(|| format!("listing the libraries of {tool}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() || text.contains("not found") {
+        return Err(Error::Unexpected(format!(
+            "{tool} lacks a library in the tree:\n{text}"
+        )));
+    }
+    let paths = text
+        .lines()
+        .filter_map(|line| line.split_once("=> ")?.1.split(' ').next());
+    Ok(paths.map(str::to_owned).collect())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).doing(|| format!("reading {}", path.display()))
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    fs::write(path, content).doing(|| format!("writing {}", path.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to)
+        .map(drop)
+        .doing(|| format!("copying {}", from.display()))
+}

@@ -1,0 +1,153 @@
+//! The command line of the QEMU that simulates L1: a machine with an IOMMU, on real nested virtualisation where the runner
+//! has it and in emulation where it does not.
+
+use std::fs::{self, OpenOptions};
+use std::process::Command;
+
+use crate::agent;
+use crate::cards::{Machine, Places};
+use crate::image::Image;
+
+/// Whether this machine can run L1 on real virtualisation, with KVM inside it. That /dev/kvm opens is not enough: without vmx
+/// or svm it is a software KVM, which a stock kernel dies on.
+pub(crate) fn has_nested_kvm() -> bool {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpu
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
+    let hardware = flags
+        .split_whitespace()
+        .any(|flag| flag == "vmx" || flag == "svm");
+    hardware
+        && OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok()
+}
+
+/// The whole command line. Its stdin and stdout are L1's hvc0.
+pub(crate) fn command(image: &Image, machine: &Machine, places: &Places) -> Command {
+    let mut qemu = image.tree().program("/usr/bin/qemu-system-x86_64");
+    let root = image.tree().root();
+    qemu.arg("-L")
+        .arg(root.join("usr/share/qemu"))
+        .arg("-L")
+        .arg(root.join("usr/share/seabios"));
+    qemu.args(processor(machine));
+    qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-smp", "2"]);
+    qemu.args(["-m", &format!("{}M", machine.memory_mib)]);
+    qemu.arg("-kernel")
+        .arg(image.kernel())
+        .arg("-initrd")
+        .arg(image.l1_initrd());
+    qemu.args(["-append", &kernel_words(machine)]);
+    qemu.args(own_devices(image, places));
+    qemu.args(machine.cards.arguments());
+    qemu
+}
+
+fn processor(machine: &Machine) -> Vec<String> {
+    let kvm = has_nested_kvm();
+    // Interrupt remapping needs the IOAPIC in QEMU, where KVM has it in the kernel by default.
+    let board = if kvm {
+        "q35,kernel-irqchip=split"
+    } else {
+        "q35"
+    };
+    let (engine, cpu) = if kvm {
+        ("kvm", "host")
+    } else {
+        ("tcg,thread=multi", "max")
+    };
+    let mut words = vec!["-M", board, "-accel", engine, "-cpu", cpu];
+    if machine.iommu {
+        words.extend(["-device", "intel-iommu,intremap=on,aw-bits=48"]);
+    }
+    words.into_iter().map(str::to_owned).collect()
+}
+
+fn kernel_words(machine: &Machine) -> String {
+    // no_timer_check: without it one boot in four panics over the timer behind the remapped IOAPIC.
+    let mut words = String::from("console=ttyS0 panic=-1 no_timer_check mitigations=off quiet");
+    if machine.iommu {
+        words.push_str(" intel_iommu=on iommu=nopt");
+    }
+    if !machine.kernel_words.is_empty() {
+        words = format!("{words} {}", machine.kernel_words);
+    }
+    words
+}
+
+/// Root disk, shares, serial log, agent and the console hvc0, in slots that no card wants.
+fn own_devices(image: &Image, places: &Places) -> Vec<String> {
+    let disk = image.tree().disk();
+    let share = |id: &str, path: &std::path::Path, slot: &str, options: &str| {
+        let path = path.display();
+        [
+            "-fsdev".to_owned(),
+            format!("local,id={id},path={path},security_model=none,multidevs=remap{options}"),
+            "-device".to_owned(),
+            format!("virtio-9p-pci,fsdev={id},mount_tag={id},addr={slot}"),
+        ]
+    };
+    let mut words = vec![
+        "-drive".to_owned(),
+        format!(
+            "if=none,id=root,format=raw,readonly=on,file={}",
+            disk.display()
+        ),
+        "-device".to_owned(),
+        "virtio-blk-pci,drive=root,serial=lab-root,addr=1e".to_owned(),
+    ];
+    words.extend(share("lab", &places.share, "1d", ""));
+    words.extend(share("l2", &image.l2(), "1c", ",readonly=on"));
+    words.extend([
+        "-serial".to_owned(),
+        format!("file:{}", places.serial_log.display()),
+        "-device".to_owned(),
+        "virtio-serial-pci,id=ports,addr=1b".to_owned(),
+        "-chardev".to_owned(),
+        format!("socket,id=agent,path={}", places.socket.display()),
+        "-device".to_owned(),
+        format!(
+            "virtserialport,bus=ports.0,chardev=agent,name={}",
+            agent::PORT
+        ),
+        "-chardev".to_owned(),
+        "stdio,id=console,signal=off".to_owned(),
+        "-device".to_owned(),
+        "virtconsole,bus=ports.0,chardev=console".to_owned(),
+    ]);
+    words
+}
+
+/// The command line as a person would type it.
+pub(crate) fn shown(command: &Command) -> String {
+    let quoted = |word: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:+@".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.to_owned()
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    };
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| quoted(&word.to_string_lossy()))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_command_can_be_typed() {
+        let mut command = Command::new("qemu");
+        command.args(["-append", "a b", "it's"]);
+        assert_eq!(shown(&command), "qemu -append 'a b' 'it'\\''s'");
+    }
+}
