@@ -1,1 +1,5 @@
 //! Real hardware: the host's side of it, VFIO, and the assigned PCI function.
+#![deny(unsafe_code)]
+
+pub mod assigned;
+pub mod kernel;

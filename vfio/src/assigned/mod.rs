@@ -1,0 +1,1 @@
+//! The assigned PCI function.

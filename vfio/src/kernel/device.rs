@@ -1,0 +1,146 @@
+//! A device's file: its regions, interrupts and reset.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::Arc,
+};
+
+use devices::{mapping::HostMapping, pci::Bdf};
+use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET};
+
+use super::{
+    HostFunction, Iommu,
+    info::Info,
+    ioctl::{self, Request},
+    irq::{self, IrqAction, IrqIndex, IrqInfo},
+    mapping::RegionMapping,
+    region::{Area, RegionIndex, RegionInfo},
+};
+
+/// A device cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The kernel does not give it out: EAGAIN where it is locked, EINVAL where it is not bound to vfio-pci.
+    #[error("{function}: cannot be opened through VFIO")]
+    Open {
+        /// Its name on the host.
+        function: Bdf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It cannot be asked what it is.
+    #[error("{function}: VFIO_DEVICE_GET_INFO failed")]
+    Info {
+        /// Its name on the host.
+        function: Bdf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is not a PCI device.
+    #[error("{function}: VFIO says that it is not a PCI device")]
+    NotPci {
+        /// Its name on the host.
+        function: Bdf,
+    },
+}
+
+/// An open device. Closing it makes vfio-pci stop its DMA, disable its interrupts and try to reset it.
+pub struct Device {
+    file: File,
+    can_reset: bool,
+    // After `file`, so that a device is closed, and its DMA stopped, before the mappings that it could reach go.
+    _iommu: Arc<Iommu>,
+}
+
+impl Device {
+    /// `offsetof(struct vfio_device_info, …)`: argsz 0, flags 4, num_regions 8, num_irqs 12, cap_offset 16.
+    const FIXED_BYTES: usize = 20;
+
+    pub(super) fn new(fd: OwnedFd, function: Bdf, iommu: Arc<Iommu>) -> Result<Self, DeviceError> {
+        let request = Request::DEVICE_GET_INFO;
+        let info = Info::fetch(fd.as_fd(), request, Self::FIXED_BYTES, None)
+            .map_err(|source| DeviceError::Info { function, source })?;
+        let flags = info.u32_at(4);
+        if flags & VFIO_DEVICE_FLAGS_PCI == 0 {
+            return Err(DeviceError::NotPci { function });
+        }
+        Ok(Self {
+            file: fd.into(),
+            can_reset: flags & VFIO_DEVICE_FLAGS_RESET != 0,
+            _iommu: iommu,
+        })
+    }
+
+    /// Unmasks the pin whenever `eventfd` is signalled: the kernel masks it each time it fires, since it is level-triggered.
+    pub fn unmask_on(&self, eventfd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        irq::set_eventfds(&self.file, IrqIndex::Intx, IrqAction::Unmask, 0, &[eventfd])
+    }
+
+    /// Masks one vector now.
+    pub fn mask(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
+        irq::act(&self.file, index, IrqAction::Mask, vector, 1)
+    }
+
+    /// Unmasks one vector now.
+    pub fn unmask(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
+        irq::act(&self.file, index, IrqAction::Unmask, vector, 1)
+    }
+}
+
+/// Where in the device's file an access to a region is; an error if it would leave the region.
+fn position(region: &RegionInfo, offset: u64, len: usize) -> io::Result<u64> {
+    let end = offset.checked_add(len as u64);
+    end.filter(|&end| end <= region.size)
+        .and_then(|_| region.file_offset.checked_add(offset))
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+impl HostFunction for Device {
+    fn region(&self, index: RegionIndex) -> io::Result<RegionInfo> {
+        RegionInfo::fetch(&self.file, index)
+    }
+
+    fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let at = position(region, offset, data.len())?;
+        self.file.read_exact_at(data, at)
+    }
+
+    fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
+        let at = position(region, offset, data.len())?;
+        self.file.write_all_at(data, at)
+    }
+
+    fn map(&self, region: &RegionInfo, area: Area) -> io::Result<Arc<dyn HostMapping>> {
+        Ok(Arc::new(RegionMapping::new(&self.file, region, area)?))
+    }
+
+    fn irq(&self, index: IrqIndex) -> io::Result<IrqInfo> {
+        irq::fetch(&self.file, index)
+    }
+
+    fn arm(
+        &self,
+        index: IrqIndex,
+        start: u32,
+        eventfds: &[Option<BorrowedFd<'_>>],
+    ) -> io::Result<()> {
+        irq::set_eventfds(&self.file, index, IrqAction::Trigger, start, eventfds)
+    }
+
+    fn disarm(&self, index: IrqIndex) -> io::Result<()> {
+        irq::act(&self.file, index, IrqAction::Trigger, 0, 0)
+    }
+
+    fn can_reset(&self) -> bool {
+        self.can_reset
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        ioctl::with_value(&self.file, Request::DEVICE_RESET, 0).map(drop)
+    }
+}

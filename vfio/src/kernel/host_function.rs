@@ -1,0 +1,41 @@
+//! What the assigned function needs of the host's, so that tests can stand in for hardware.
+
+use std::{io, os::fd::BorrowedFd, sync::Arc};
+
+use devices::mapping::HostMapping;
+
+use super::{
+    irq::{IrqIndex, IrqInfo},
+    region::{Area, RegionIndex, RegionInfo},
+};
+
+/// A PCI function of the host's, opened for a guest.
+///
+/// It is no more trusted than the guest: sizes, registers and capability chains are whatever it says. Any call may fail at any time,
+/// because the device may be pulled out.
+pub trait HostFunction: Send + Sync {
+    /// What the kernel says of a region; of size 0 where there is nothing.
+    fn region(&self, index: RegionIndex) -> io::Result<RegionInfo>;
+    /// Reads from a region, in one access of `data`'s width where that is 1, 2, 4 or 8 bytes and aligned.
+    fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()>;
+    /// Writes to a region, under the same terms.
+    fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Maps a mappable area of a region.
+    fn map(&self, region: &RegionInfo, area: Area) -> io::Result<Arc<dyn HostMapping>>;
+    /// What the kernel says of a kind of interrupt.
+    fn irq(&self, index: IrqIndex) -> io::Result<IrqInfo>;
+    /// Signals `eventfds` for the vectors from `start` on, and enables that kind of interrupt if it was not. `None` is for a
+    /// vector that shall not signal; a lone one enables the kind of interrupt with no vector in use.
+    fn arm(
+        &self,
+        index: IrqIndex,
+        start: u32,
+        eventfds: &[Option<BorrowedFd<'_>>],
+    ) -> io::Result<()>;
+    /// Disables that kind of interrupt, which must be enabled.
+    fn disarm(&self, index: IrqIndex) -> io::Result<()>;
+    /// Whether the function can be reset.
+    fn can_reset(&self) -> bool;
+    /// Resets it.
+    fn reset(&self) -> io::Result<()>;
+}

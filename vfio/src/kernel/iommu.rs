@@ -1,0 +1,161 @@
+//! The IOMMU as a machine sees it: one address space for the DMA of every device it opens.
+//!
+//! Behind it is the container with its groups. An iommufd has the same four verbs (open, map, unmap, device), so it goes here, beside
+//! the container, and nobody above notices.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use devices::{mapping::HostMapping, pci::Bdf};
+
+use super::{
+    container::{Container, ContainerError, IommuInfo, IovaRange},
+    device::{Device, DeviceError},
+    group::{self, Group, GroupError},
+};
+
+/// The IOMMU cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IommuError {
+    /// The kernel offers none.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// A group is not ours to use.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+}
+
+/// A DMA mapping was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot map {len:#x} bytes at {iova:#x} for DMA")]
+pub struct DmaError {
+    /// Where devices were to see it.
+    pub iova: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// ENOMEM: over RLIMIT_MEMLOCK. EINVAL: in a reserved range, or not of whole pages. EEXIST: something is there. ENOSPC: too many
+    /// mappings.
+    pub source: io::Error,
+}
+
+/// An address space in which devices reach memory.
+pub trait DmaTarget: Send + Sync {
+    /// Lets devices reach `memory` at `iova`, read-only if it is, and keeps it alive until `unmap`.
+    fn map(&self, iova: u64, memory: Arc<dyn HostMapping>) -> Result<(), DmaError>;
+    /// Takes away what was mapped at `iova`; nothing, if nothing was.
+    fn unmap(&self, iova: u64);
+}
+
+/// The IOMMU address space of a machine's assigned devices.
+pub struct Iommu {
+    // Dropped in this order. Devices hold this, so they are closed by then; closing the container undoes what is mapped;
+    // only then the memory goes.
+    groups: Mutex<Vec<Group>>,
+    container: Container,
+    info: IommuInfo,
+    mapped: Mutex<BTreeMap<u64, Arc<dyn HostMapping>>>,
+}
+
+impl Iommu {
+    /// Opens the groups of `functions` (at least one) and puts them in an address space of their own.
+    pub fn open(functions: &[Bdf]) -> Result<Arc<Self>, IommuError> {
+        let container = Container::open()?;
+        let groups = Mutex::default();
+        for &function in functions {
+            join(&mut lock(&groups), &container, function)?;
+        }
+        container.set_iommu()?;
+        let info = container.info()?;
+        Ok(Arc::new(Self {
+            groups,
+            container,
+            info,
+            mapped: Mutex::default(),
+        }))
+    }
+
+    /// Addresses that devices cannot use for memory (messages, firmware's own, above what the IOMMU translates), ascending.
+    pub fn reserved(&self) -> Vec<IovaRange> {
+        IovaRange::gaps(&self.info.usable)
+    }
+
+    /// Page sizes that the IOMMU has: bit n for 2^n bytes.
+    pub fn page_sizes(&self) -> u64 {
+        self.info.page_sizes
+    }
+
+    /// How many mappings could be made when it was opened, if the kernel says.
+    pub fn mappings_left(&self) -> Option<u32> {
+        self.info.mappings_left
+    }
+
+    /// The numbers of the groups that this machine holds.
+    pub fn groups(&self) -> Vec<u32> {
+        lock(&self.groups).iter().map(Group::number).collect()
+    }
+
+    /// Opens a function; its group joins if it is not here yet (hot-plug). Its DMA is stopped, and it is reset if it can be.
+    pub fn device(self: &Arc<Self>, function: Bdf) -> Result<Device, IommuDeviceError> {
+        let mut groups = lock(&self.groups);
+        let number = join(&mut groups, &self.container, function)?;
+        let group = groups.iter().find(|group| group.number() == number);
+        let fd = match group {
+            Some(group) => group.device(function),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        let fd = fd.map_err(|source| DeviceError::Open { function, source })?;
+        Ok(Device::new(fd, function, self.clone())?)
+    }
+}
+
+/// Puts the group of `function` into the container, once.
+fn join(groups: &mut Vec<Group>, container: &Container, function: Bdf) -> Result<u32, GroupError> {
+    let number = group::number_of(function)?;
+    if !groups.iter().any(|group| group.number() == number) {
+        let group = Group::open(number)?;
+        group.join(container)?;
+        groups.push(group);
+    }
+    Ok(number)
+}
+
+/// A device cannot be had from this IOMMU.
+#[derive(Debug, thiserror::Error)]
+pub enum IommuDeviceError {
+    /// Its group is not ours to use.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// It cannot be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl DmaTarget for Iommu {
+    fn map(&self, iova: u64, memory: Arc<dyn HostMapping>) -> Result<(), DmaError> {
+        let len = memory.len() as u64;
+        let mut mapped = lock(&self.mapped);
+        self.container
+            .map(iova, memory.address() as u64, len, !memory.is_read_only())
+            .map_err(|source| DmaError { iova, len, source })?;
+        mapped.insert(iova, memory);
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64) {
+        let mut mapped = lock(&self.mapped);
+        if let Some(memory) = mapped.get(&iova) {
+            match self.container.unmap(iova, memory.len() as u64) {
+                Ok(()) => drop(mapped.remove(&iova)),
+                // Devices may still reach it, so it must not be used for anything else: it stays ours until the end.
+                Err(error) => log::error!("DMA mapping at {iova:#x} cannot be undone: {error}"),
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
