@@ -1,1 +1,22 @@
-//! The assigned PCI function.
+//! The assigned PCI function: a function of the host's on the guest's bus.
+//!
+//! The guest's accesses to BARs go straight to the hardware where the kernel lets a BAR be mapped; what must be emulated is the
+//! configuration space, the page of the MSI-X table, and nothing else. Both sides are untrusted: registers, capability lists and
+//! region sizes are what a device says, and everything else is what a guest does.
+//!
+//! Left out for now, each with its place kept: INTx (the pin reads as none), the expansion ROM, legacy VGA, hot reset.
+//!
+//! Lock order: a function's state, then its `interrupts`. Neither is held while another device runs.
+
+mod arming;
+mod bars;
+mod capabilities;
+mod config;
+#[cfg(test)]
+mod fake;
+mod function;
+mod interrupts;
+mod reset;
+mod trap;
+
+pub use function::{AssignError, AssignedFunction, FunctionStats, Options};

@@ -102,7 +102,13 @@ fn position(region: &RegionInfo, offset: u64, len: usize) -> io::Result<u64> {
 
 impl HostFunction for Device {
     fn region(&self, index: RegionIndex) -> io::Result<RegionInfo> {
-        RegionInfo::fetch(&self.file, index)
+        match RegionInfo::fetch(&self.file, index) {
+            // How vfio-pci says that there is no ROM, or no VGA.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Ok(RegionInfo::nothing(index))
+            }
+            answer => answer,
+        }
     }
 
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {

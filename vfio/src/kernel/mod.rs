@@ -1,6 +1,6 @@
 //! The kernel's VFIO interface (`linux/vfio.h`): groups and the type1v2 container, device, regions, interrupts.
 //!
-//! Raw ioctls with the constants of vfio-bindings. All `unsafe` of this crate is in [`ioctl`] and [`mapping`]; what the kernel
+//! Raw ioctls with the constants of vfio-bindings. All `unsafe` of this crate is in `ioctl` and `mapping`; what the kernel
 //! answers is parsed as bytes, bounds checked.
 //!
 //! Order, for whoever assembles a machine:

@@ -59,7 +59,7 @@ pub struct RegionInfo {
     /// Which parts may be mapped, exactly as the kernel lists them; empty if none.
     pub mappable: Vec<Area>,
     /// Where it starts in the device's file.
-    pub(super) file_offset: u64,
+    pub(crate) file_offset: u64,
 }
 
 impl RegionInfo {
@@ -70,6 +70,19 @@ impl RegionInfo {
         let request = Request::DEVICE_GET_REGION_INFO;
         let info = Info::fetch(device, request, Self::FIXED_BYTES, Some(index.0))?;
         Ok(Self::parse(index, &info))
+    }
+
+    /// What is said of a region that is not there.
+    pub(crate) fn nothing(index: RegionIndex) -> Self {
+        Self {
+            index,
+            size: 0,
+            readable: false,
+            writable: false,
+            msix_mappable: false,
+            mappable: Vec::new(),
+            file_offset: 0,
+        }
     }
 
     fn parse(index: RegionIndex, info: &Info) -> Self {

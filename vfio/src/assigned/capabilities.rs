@@ -1,0 +1,268 @@
+//! Which capabilities of the device a guest is shown, and how.
+//!
+//! PCI 3.0 §6.7, PCIe 6.0 §7.5.3 (PCI Express capability), §7.6 (extended ones); numbers as in Linux's `pci_regs.h`.
+
+use std::ops::Range;
+
+use devices::pci::{
+    capabilities::{self, Capability, ExtendedCapability},
+    registers::{CAP_ADVANCED_FEATURES, CAP_EXPRESS, CAP_MSI, CAP_MSIX, CAP_POWER},
+};
+
+/// Enhanced Allocation: addresses of BARs that are not in the BARs, which nobody here would follow.
+const CAP_ENHANCED_ALLOCATION: u8 = 0x14;
+
+/// Extended capabilities that stay the host's.
+///
+/// They move memory or requester IDs, change the size of a BAR under us, or talk about a link, a bus or an IOMMU that the guest
+/// does not have.
+const HIDDEN_EXTENDED: &[u16] = &[
+    0x02, // virtual channel
+    0x05, // root complex link declaration
+    0x08, // multi-function virtual channel
+    0x09, // virtual channel, beside a multi-function one
+    0x0d, // access control services
+    0x0e, // ARI
+    0x0f, // ATS
+    0x10, // SR-IOV
+    0x11, // multi-root IOV
+    0x12, // multicast
+    0x13, // page requests
+    0x15, // resizable BAR
+    0x17, // TPH: its steering tags may be in the MSI-X table, where there is no place for them
+    0x18, // latency tolerance
+    0x19, // secondary PCI Express
+    0x1b, // PASID
+    0x1d, // downstream port containment
+    0x1e, // L1 PM substates
+    0x1f, // precision time
+    0x24, // VF resizable BAR
+    0x25, // data link feature
+    0x26, // physical layer 16 GT/s
+    0x27, // lane margining
+    0x2a, // physical layer 32 GT/s
+];
+
+/// PCI Express capability, offsets in it.
+mod express {
+    pub(super) const FLAGS: usize = 0x02;
+    pub(super) const DEVICE_CAPABILITIES: usize = 0x04;
+    pub(super) const DEVICE_CONTROL: usize = 0x08;
+    pub(super) const LINK: std::ops::Range<usize> = 0x0c..0x14;
+    pub(super) const LINK_2: std::ops::Range<usize> = 0x2c..0x34;
+    /// Capability version 2 and later has the second link registers.
+    pub(super) const LEN_VERSION_1: usize = 0x14;
+    pub(super) const LEN: usize = 0x3c;
+    /// Device capabilities: function level reset.
+    pub(super) const FLR: u32 = 1 << 28;
+    pub(super) const TYPE_ENDPOINT: u8 = 0;
+    pub(super) const TYPE_LEGACY_ENDPOINT: u8 = 1;
+    pub(super) const TYPE_INTEGRATED_ENDPOINT: u8 = 9;
+}
+
+/// Where the registers are that need more than to be shown.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Bytes of configuration space that are ours: the device neither answers nor sees them.
+    pub(super) owned: Vec<Range<usize>>,
+    /// MSI capability.
+    pub(super) msi: Option<usize>,
+    /// MSI-X capability.
+    pub(super) msix: Option<usize>,
+    /// Power management control and status.
+    pub(super) power: Option<usize>,
+    /// Bytes and bits of them that start a function level reset when written as one.
+    pub(super) function_resets: Vec<(usize, u8)>,
+}
+
+/// Rewrites the capabilities in `image`, which was read from the device, into those that the guest is shown.
+pub(super) fn rewrite(image: &mut [u8], keep_msi: bool, keep_msix: bool) -> Found {
+    let hidden = |capability: Capability| match capability.id {
+        CAP_ENHANCED_ALLOCATION => true,
+        CAP_MSI => !keep_msi,
+        CAP_MSIX => !keep_msix,
+        _ => false,
+    };
+    let hidden_extended = |capability: ExtendedCapability| HIDDEN_EXTENDED.contains(&capability.id);
+    let mut found = Found::default();
+    found.owned.extend(capabilities::hide(image, hidden));
+    found
+        .owned
+        .extend(capabilities::hide_extended(image, hidden_extended));
+    let shown: Vec<_> = capabilities::standard(image).collect();
+    for Capability { id, offset } in shown {
+        // ID and link are ours: the list is.
+        found.owned.push(offset..offset + 2);
+        match id {
+            CAP_MSI => found.msi = found.msi.or(Some(offset)),
+            CAP_MSIX => found.msix = found.msix.or(Some(offset)),
+            CAP_POWER => found.power = Some(offset + 4),
+            CAP_ADVANCED_FEATURES => found.advanced_features(image, offset),
+            CAP_EXPRESS => found.express(image, offset),
+            _ => {}
+        }
+    }
+    let shown: Vec<_> = capabilities::extended(image).collect();
+    for ExtendedCapability { offset, .. } in shown {
+        found.owned.push(offset..offset + 4);
+    }
+    found
+}
+
+impl Found {
+    /// Advanced Features (ECN to PCI 3.0): byte 3 bit 1 says that byte 4 bit 0 resets the function.
+    fn advanced_features(&mut self, image: &[u8], offset: usize) {
+        if image
+            .get(offset + 3)
+            .is_some_and(|&features| features & 2 != 0)
+        {
+            self.function_resets.push((offset + 4, 1));
+        }
+    }
+
+    /// On the root bus there is no link: an endpoint is shown as integrated into the root complex, and its link registers are
+    /// empty (PCIe 6.0 §7.5.3.2, §7.5.3: link registers are required of functions with a link). Windows fails an endpoint that
+    /// has no port above it (code 10).
+    fn express(&mut self, image: &mut [u8], offset: usize) {
+        use express::{
+            DEVICE_CAPABILITIES, DEVICE_CONTROL, FLAGS, FLR, LEN, LEN_VERSION_1, LINK, LINK_2,
+            TYPE_ENDPOINT, TYPE_INTEGRATED_ENDPOINT, TYPE_LEGACY_ENDPOINT,
+        };
+        let Some(flags) = image.get_mut(offset + FLAGS) else {
+            return;
+        };
+        let (version, kind) = (*flags & 0xf, *flags >> 4);
+        if kind == TYPE_ENDPOINT || kind == TYPE_LEGACY_ENDPOINT {
+            *flags = version | TYPE_INTEGRATED_ENDPOINT << 4;
+        }
+        self.owned.push(offset + FLAGS..offset + FLAGS + 2);
+        let len = if version < 2 { LEN_VERSION_1 } else { LEN };
+        for link in [LINK, LINK_2].into_iter().filter(|link| link.end <= len) {
+            let range = offset + link.start..offset + link.end;
+            if let Some(registers) = image.get_mut(range.clone()) {
+                registers.fill(0);
+                self.owned.push(range);
+            }
+        }
+        let at = offset + DEVICE_CAPABILITIES;
+        let device = image.get(at..).and_then(<[u8]>::first_chunk);
+        if device.is_some_and(|&bytes| u32::from_le_bytes(bytes) & FLR != 0) {
+            // Device control bit 15, Initiate Function Level Reset.
+            self.function_resets
+                .push((offset + DEVICE_CONTROL + 1, 0x80));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use devices::pci::registers::{CAPABILITIES, STATUS};
+
+    use super::*;
+
+    /// Configuration space with these capabilities (ID, offset, bytes after the link) and extended ones (ID, offset).
+    fn space(standard: &[(u8, usize, &[u8])], extended: &[(u16, usize)]) -> Vec<u8> {
+        let mut image = vec![0; 4096];
+        image[STATUS] = 0x10;
+        let mut link = CAPABILITIES;
+        for &(id, offset, body) in standard {
+            image[link] = u8::try_from(offset).unwrap();
+            image[offset] = id;
+            image[offset + 2..offset + 2 + body.len()].copy_from_slice(body);
+            link = offset + 1;
+        }
+        for (at, &(id, offset)) in extended.iter().enumerate() {
+            let next = extended.get(at + 1).map_or(0, |&(_, next)| next);
+            let header = u32::from(id) | 1 << 16 | u32::try_from(next).unwrap() << 20;
+            image[offset..offset + 4].copy_from_slice(&header.to_le_bytes());
+            image[offset + 4] = 0xaa;
+        }
+        image
+    }
+
+    fn owns(found: &Found, offset: usize) -> bool {
+        found.owned.iter().any(|range| range.contains(&offset))
+    }
+
+    #[test]
+    fn the_first_extended_capability_can_be_hidden() {
+        let mut image = space(&[], &[(0x10, 0x100), (0x03, 0x140), (0x0e, 0x150)]);
+        let found = rewrite(&mut image, true, true);
+        let shown: Vec<_> = capabilities::extended(&image)
+            .map(|c| (c.id, c.offset))
+            .collect();
+        assert_eq!(shown, [(0x03, 0x140)]);
+        assert_eq!((image[0x104], image[0x154]), (0, 0));
+        assert!(owns(&found, 0x104) && owns(&found, 0x154) && !owns(&found, 0x144));
+    }
+
+    #[test]
+    fn an_endpoint_becomes_integrated_and_loses_its_link() {
+        let mut body = [0xff; 0x3a];
+        body[0] = 0x02;
+        let mut image = space(&[(CAP_EXPRESS, 0x80, &body)], &[]);
+        let found = rewrite(&mut image, true, true);
+        assert_eq!(image[0x82], 0x92);
+        assert!(
+            image[0x8c..0x94]
+                .iter()
+                .chain(&image[0xac..0xb4])
+                .all(|&byte| byte == 0)
+        );
+        assert!(owns(&found, 0x8c) && owns(&found, 0xb3));
+        assert!(!owns(&found, 0x88) && !owns(&found, 0xa8));
+        assert_eq!(found.function_resets, [(0x89, 0x80)]);
+    }
+
+    #[test]
+    fn a_version_1_capability_has_no_second_link_registers() {
+        let mut body = [0; 0x3a];
+        body[0] = 0x11;
+        let mut image = space(&[(CAP_EXPRESS, 0x80, &body)], &[]);
+        let found = rewrite(&mut image, true, true);
+        assert!(!owns(&found, 0xac));
+        assert_eq!(found.function_resets, []);
+    }
+
+    #[test]
+    fn msi_that_cannot_be_modelled_is_hidden() {
+        let mut image = space(&[(CAP_MSI, 0x50, &[0; 10]), (CAP_POWER, 0x60, &[])], &[]);
+        let found = rewrite(&mut image, false, true);
+        assert_eq!(found.msi, None);
+        assert_eq!(found.power, Some(0x64));
+        assert_eq!(image[CAPABILITIES], 0x60);
+        assert!(owns(&found, 0x52));
+    }
+
+    #[test]
+    fn capabilities_at_the_end_of_a_short_space_are_survived() {
+        for id in [
+            CAP_EXPRESS,
+            CAP_ADVANCED_FEATURES,
+            CAP_POWER,
+            CAP_MSI,
+            CAP_MSIX,
+        ] {
+            let mut image = space(&[(id, 0xfc, &[0xff; 2])], &[]);
+            image.truncate(256);
+            rewrite(&mut image, true, true);
+        }
+    }
+
+    #[test]
+    fn garbage_is_survived() {
+        let mut state = 7u64;
+        for _ in 0..500 {
+            let mut image: Vec<u8> = (0..4096)
+                .map(|_| {
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    state.to_le_bytes()[6]
+                })
+                .collect();
+            image[STATUS] |= 0x10;
+            rewrite(&mut image, true, false);
+        }
+    }
+}

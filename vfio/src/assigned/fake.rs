@@ -1,0 +1,220 @@
+//! Stand-ins for the host's function and the machine's interrupts, for tests.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use devices::{
+    interrupt::{MsiMessage, MsiSource, MsiVectors},
+    mapping::HostMapping,
+};
+
+use crate::kernel::{Area, HostFunction, IrqIndex, IrqInfo, RegionIndex, RegionInfo};
+
+/// A function of the host's: regions of bytes, and a record of what was done to it.
+#[derive(Default)]
+pub(super) struct FakeHost {
+    pub(super) regions: Vec<(RegionInfo, Mutex<Vec<u8>>)>,
+    pub(super) cannot_reset: bool,
+    can_grow: bool,
+    calls: Mutex<Vec<String>>,
+}
+
+impl FakeHost {
+    pub(super) fn that_can_grow(mut self) -> Self {
+        self.can_grow = true;
+        self
+    }
+
+    /// A region with `bytes` in it, all of which is mappable if it says so.
+    pub(super) fn with_region(mut self, index: u32, bytes: Vec<u8>, mappable: bool) -> Self {
+        let len = bytes.len() as u64;
+        let mut info = RegionInfo::nothing(RegionIndex(index));
+        info.size = len;
+        info.writable = true;
+        info.mappable
+            .extend(mappable.then_some(Area { offset: 0, len }));
+        self.regions.push((info, Mutex::new(bytes)));
+        self
+    }
+
+    /// What was done since the last time, in order.
+    pub(super) fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.calls))
+    }
+
+    /// The bytes of a region now.
+    pub(super) fn bytes(&self, index: u32) -> MutexGuard<'_, Vec<u8>> {
+        lock(self.find(index).unwrap())
+    }
+
+    fn find(&self, index: u32) -> io::Result<&Mutex<Vec<u8>>> {
+        let mut regions = self.regions.iter();
+        let found = regions.find(|(info, _)| info.index == RegionIndex(index));
+        Ok(&found.ok_or(io::ErrorKind::NotFound)?.1)
+    }
+
+    fn called(&self, call: String) -> io::Result<()> {
+        lock(&self.calls).push(call);
+        Ok(())
+    }
+}
+
+/// Mapped memory that is none.
+struct FakeMapping(usize);
+
+// SAFETY: a test's: nobody follows the address.
+#[expect(unsafe_code, reason = "the trait asks for a promise")]
+unsafe impl HostMapping for FakeMapping {
+    fn address(&self) -> usize {
+        0x7000_0000_0000
+    }
+
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+impl HostFunction for FakeHost {
+    fn region(&self, index: RegionIndex) -> io::Result<RegionInfo> {
+        let mut regions = self.regions.iter();
+        let found = regions.find(|(info, _)| info.index == index);
+        Ok(found.map_or_else(|| RegionInfo::nothing(index), |(info, _)| info.clone()))
+    }
+
+    fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let bytes = self.bytes(region.index.0);
+        let at = usize::try_from(offset).unwrap();
+        let found = bytes
+            .get(at..at + data.len())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        data.copy_from_slice(found);
+        Ok(())
+    }
+
+    fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
+        let at = usize::try_from(offset).unwrap();
+        let mut bytes = self.bytes(region.index.0);
+        let place = bytes
+            .get_mut(at..at + data.len())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        place.copy_from_slice(data);
+        self.called(format!("write {} {offset:#x} {data:x?}", region.index.0))
+    }
+
+    fn map(&self, _: &RegionInfo, area: Area) -> io::Result<Arc<dyn HostMapping>> {
+        let len = usize::try_from(area.len.next_multiple_of(4096)).unwrap();
+        Ok(Arc::new(FakeMapping(len)))
+    }
+
+    fn irq(&self, _: IrqIndex) -> io::Result<IrqInfo> {
+        Ok(IrqInfo {
+            count: 2048,
+            can_grow: self.can_grow,
+        })
+    }
+
+    fn arm(
+        &self,
+        index: IrqIndex,
+        start: u32,
+        eventfds: &[Option<BorrowedFd<'_>>],
+    ) -> io::Result<()> {
+        let fds: Vec<_> = eventfds
+            .iter()
+            .map(|fd| if fd.is_some() { "fd" } else { "-" })
+            .collect();
+        self.called(format!("arm {index:?} {start} [{}]", fds.join(" ")))
+    }
+
+    fn disarm(&self, index: IrqIndex) -> io::Result<()> {
+        self.called(format!("disarm {index:?}"))
+    }
+
+    fn can_reset(&self) -> bool {
+        !self.cannot_reset
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        self.called("reset".to_owned())
+    }
+}
+
+type Routes = Vec<Vec<(usize, Option<MsiMessage>)>>;
+
+/// Vectors that record their routes.
+pub(super) struct FakeVectors {
+    eventfd: File,
+    record: Arc<Record>,
+}
+
+#[derive(Default)]
+struct Record {
+    routes: Mutex<Routes>,
+    latched: Mutex<Vec<usize>>,
+}
+
+/// Gives out vectors whose routes it can tell.
+#[derive(Default)]
+pub(super) struct FakeSource {
+    record: Arc<Record>,
+}
+
+impl FakeVectors {
+    pub(super) fn new() -> Self {
+        Self {
+            eventfd: File::open("/dev/null").unwrap(),
+            record: Arc::default(),
+        }
+    }
+}
+
+impl FakeSource {
+    pub(super) fn take_routes(&self) -> Routes {
+        std::mem::take(&mut lock(&self.record.routes))
+    }
+
+    pub(super) fn latch(&self, vector: usize) {
+        lock(&self.record.latched).push(vector);
+    }
+
+    pub(super) fn is_latched(&self, vector: usize) -> bool {
+        lock(&self.record.latched).contains(&vector)
+    }
+}
+
+impl MsiSource for FakeSource {
+    fn vectors(&self, _: usize) -> io::Result<Box<dyn MsiVectors>> {
+        let record = self.record.clone();
+        Ok(Box::new(FakeVectors {
+            record,
+            ..FakeVectors::new()
+        }))
+    }
+}
+
+impl MsiVectors for FakeVectors {
+    fn eventfd(&self, _: usize) -> io::Result<BorrowedFd<'_>> {
+        Ok(self.eventfd.as_fd())
+    }
+
+    fn route(&self, changes: &[(usize, Option<MsiMessage>)]) -> io::Result<()> {
+        lock(&self.record.routes).push(changes.to_vec());
+        Ok(())
+    }
+
+    fn is_latched(&self, vector: usize) -> bool {
+        lock(&self.record.latched).contains(&vector)
+    }
+
+    fn clear_latched(&self) {
+        lock(&self.record.latched).clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap()
+}

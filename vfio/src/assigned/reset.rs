@@ -1,0 +1,25 @@
+//! Reset: at the start, when the guest reboots, when it resets the function, and the quiet end.
+
+use super::function::State;
+use crate::kernel::HostFunction;
+
+/// Takes the function off the bus, silences its interrupts and stops its DMA. In this order: first nobody can start anything new,
+/// then nothing of it is heard any more, then it does nothing any more.
+pub(super) fn stop(state: &mut State) {
+    state.placements.clear();
+    state.interrupts.reset();
+    state.config.reset();
+}
+
+/// Back to power-on: the device, and what the guest sees of it.
+pub(super) fn reset(host: &dyn HostFunction, state: &mut State) {
+    stop(state);
+    state.bars.reset();
+    if host.can_reset()
+        && let Err(error) = host.reset()
+    {
+        log::warn!("{}: cannot be reset: {error}", state.name);
+    }
+    // Whatever the reset left behind, what the device and the guest's registers say is the same again.
+    state.config.reset();
+}
