@@ -52,37 +52,29 @@ pub fn high_window(ram_end: u64, phys_bits: u8) -> Range<u64> {
 // ---- I/O ports ----
 
 /// CMOS RTC: index at the first port, data at the second.
-pub const RTC_PORTS: Range<u16> = 0x70..0x72;
+pub const RTC: Range<u16> = 0x70..0x72;
 /// COM1, a 16550.
-pub const COM1_PORTS: Range<u16> = 0x3f8..0x400;
+pub const COM1: Range<u16> = 0x3f8..0x400;
 /// The pvpanic device's event port, where QEMU has it.
-pub const PVPANIC_PORT: u16 = 0x505;
-/// `SLEEP_CONTROL_REG` (ACPI 6.5 §4.8.3.7), one byte.
-pub const SLEEP_CONTROL_PORT: u16 = 0x600;
-/// `SLEEP_STATUS_REG` (ACPI 6.5 §4.8.3.7), one byte.
-pub const SLEEP_STATUS_PORT: u16 = 0x601;
-/// Which events raised [`GED_GSI`]: one byte of [`GED_POWER_BUTTON`] and, later, others. Reading it clears it.
-pub const GED_EVENT_PORT: u16 = 0x602;
-/// Ports of the power registers above and room for more of the kind (hot-plug), all claimed by one ACPI device.
+pub const PVPANIC: Range<u16> = 0x505..0x506;
+/// `SLEEP_CONTROL_REG`, then `SLEEP_STATUS_REG` (ACPI 6.5 §4.8.3.7), a byte each.
+pub const SLEEP_REGISTERS: Range<u16> = 0x600..0x602;
+/// What raised [`GED_GSI`]: one byte of [`GED_POWER_BUTTON`] and, later, others. Reading it clears it.
+pub const GED: Range<u16> = 0x602..0x603;
+/// The registers above and room for more of the kind (hot-plug), all claimed by one ACPI device.
 pub const POWER_PORTS: Range<u16> = 0x600..0x620;
-/// PCI configuration address, one dword (PCI 3.0 §3.2.2.3.2). Its second byte doubles as [`RESET_PORT`].
-pub const PCI_CONFIG_ADDRESS_PORT: u16 = 0xcf8;
-/// PCI configuration data, one dword.
-pub const PCI_CONFIG_DATA_PORT: u16 = 0xcfc;
-/// The PIIX/ICH reset control register, one byte.
-pub const RESET_PORT: u16 = 0xcf9;
+/// PCI configuration address and data, a dword each (PCI 3.0 §3.2.2.3.2). [`RESET`] is the second byte of the address.
+pub const PCI_CONFIG: Range<u16> = 0xcf8..0xd00;
+/// The reset control register of Intel's chipsets, one byte.
+pub const RESET: Range<u16> = 0xcf9..0xcfa;
 /// I/O BARs. Linux assigns nothing below 0x1000 to PCI either.
 pub const PCI_IO: Range<u32> = 0x1000..0x1_0000;
 
-/// Written to [`RESET_PORT`]: full reset of the CPUs.
+/// Written to [`RESET`]: full reset of the CPUs.
 pub const RESET_VALUE: u8 = 0x06;
-/// `SLP_TYP` of soft-off in [`SLEEP_CONTROL_PORT`]; ours to choose, the DSDT's `_S5` says it.
+/// `SLP_TYP` of soft-off in the sleep control register; ours to choose, the DSDT's `_S5` says it.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// `SLP_EN` in [`SLEEP_CONTROL_PORT`] (ACPI 6.5 table 4.20); `SLP_TYP` is in bits 2 to 4.
-pub const SLEEP_ENABLE: u8 = 1 << 5;
-/// What a guest writes to [`SLEEP_CONTROL_PORT`] to power off.
-pub const SLEEP_S5_VALUE: u8 = SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE;
-/// Bit of [`GED_EVENT_PORT`]: the power button was pressed.
+/// Bit of [`GED`]: the power button was pressed.
 pub const GED_POWER_BUTTON: u8 = 1 << 0;
 
 // ---- Interrupts ----
@@ -91,8 +83,6 @@ pub const GED_POWER_BUTTON: u8 = 1 << 0;
 pub const IOAPIC_PINS: u32 = 24;
 /// COM1, rising edge.
 pub const COM1_GSI: u32 = 4;
-/// The RTC's alarm, rising edge.
-pub const RTC_GSI: u32 = 8;
 /// The generic event device (power button), rising edge.
 pub const GED_GSI: u32 = 9;
 /// First input that PCI's INTx pins use; they are level-triggered, active low.

@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod cpuid;
 pub mod e820;
+pub mod lapic;
 pub mod layout;
+pub mod msr;
 pub mod ram;
 
 #[cfg(test)]
