@@ -2,4 +2,5 @@
 #![deny(unsafe_code)]
 
 pub mod assigned;
+pub mod host;
 pub mod kernel;

@@ -1,0 +1,169 @@
+//! IOMMU groups: the devices that the IOMMU cannot tell apart, so that they go to one guest together or not at all.
+
+use std::fmt;
+
+use devices::pci::Bdf;
+
+use super::{DeviceError, Host, NoIommu, is_vfio, short, sysfs};
+
+/// An IOMMU group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its number.
+    pub number: u32,
+    /// Who is in it.
+    pub members: Vec<Member>,
+}
+
+/// A device in a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The kernel's name of it.
+    pub name: String,
+    /// Its address, where it is a PCI function.
+    pub bdf: Option<Bdf>,
+    /// The driver that has it.
+    pub driver: Option<String>,
+}
+
+impl Member {
+    /// Whether its driver stands in the way of giving the group to a guest.
+    fn blocks(&self) -> bool {
+        // The kernel lets drivers stay that do no DMA of their own: pcieport on the bridges of the group, and pci-stub.
+        self.driver
+            .as_deref()
+            .is_some_and(|driver| !is_vfio(driver) && !matches!(driver, "pcieport" | "pci-stub"))
+    }
+}
+
+/// A device's group cannot be given to a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// The device has no group.
+    #[error(transparent)]
+    NoIommu(#[from] NoIommu),
+    /// Others in it are in use by the host.
+    #[error(transparent)]
+    NotViable(#[from] GroupNotViable),
+    /// There is no such device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Devices of the group are on drivers of the host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct GroupNotViable {
+    /// Which device was asked for.
+    pub device: Bdf,
+    /// What goes to the guest with it.
+    pub taking: Vec<Bdf>,
+    /// Its group.
+    pub group: u32,
+    /// Who stands in the way; at least one.
+    pub blockers: Vec<Member>,
+}
+
+impl fmt::Display for GroupNotViable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let who: Vec<String> = self
+            .blockers
+            .iter()
+            .map(|m| {
+                format!(
+                    "{} ({})",
+                    m.name,
+                    m.driver.as_deref().unwrap_or("no driver")
+                )
+            })
+            .collect();
+        let (device, group) = (self.device, self.group);
+        write!(f, "{device}: IOMMU group {group} is not usable: ")?;
+        match &self.blockers[..] {
+            [
+                Member {
+                    name,
+                    driver: Some(driver),
+                    ..
+                },
+            ] => write!(f, "{name} in the same group is bound to {driver}")?,
+            _ => write!(f, "still bound in the same group: {}", who.join(", "))?,
+        }
+        let functions: Option<Vec<Bdf>> = self.blockers.iter().map(|m| m.bdf).collect();
+        let Some(functions) = functions else {
+            // No command of ours takes a device that is not on the PCI bus.
+            return Ok(());
+        };
+        let run: String = self
+            .taking
+            .iter()
+            .chain(&functions)
+            .map(|&b| format!(" --vfio {}", short(b)))
+            .collect();
+        let bind: String = functions
+            .iter()
+            .map(|&b| format!(" {}", short(b)))
+            .collect();
+        let it = if functions.len() == 1 {
+            "it from its driver:       "
+        } else {
+            "them from their drivers:"
+        };
+        write!(
+            f,
+            "\n  give the whole group to the guest:  viaduct run{run}"
+        )?;
+        write!(f, "\n  or detach {it:<26}viaduct bind{bind}")
+    }
+}
+
+impl Host {
+    /// Who is in a group.
+    pub fn group(&self, number: u32) -> Group {
+        let dir = self
+            .roots
+            .sys
+            .join(format!("kernel/iommu_groups/{number}/devices"));
+        let members = sysfs::names(&dir)
+            .into_iter()
+            .map(|name| Member {
+                bdf: name.parse().ok(),
+                driver: sysfs::link_name(&dir.join(&name).join("driver")),
+                name,
+            })
+            .collect();
+        Group { number, members }
+    }
+
+    /// The group that a function is in.
+    pub fn group_of(&self, device: Bdf) -> Result<Group, GroupError> {
+        match self.device(device)?.iommu_group {
+            Some(number) => Ok(self.group(number)),
+            None => Err(self.no_iommu(device).into()),
+        }
+    }
+
+    /// Whether the group of `device` can be given to a guest that gets all of `taking`.
+    pub fn viability(&self, device: Bdf, taking: &[Bdf]) -> Result<(), GroupError> {
+        let group = self.group_of(device)?;
+        let goes_along = |m: &Member| m.bdf.is_some_and(|b| b == device || taking.contains(&b));
+        let blockers: Vec<Member> = group
+            .members
+            .into_iter()
+            .filter(|member| member.blocks() && !goes_along(member))
+            .collect();
+        if blockers.is_empty() {
+            return Ok(());
+        }
+        let mut all = taking.to_vec();
+        if !all.contains(&device) {
+            all.insert(0, device);
+        }
+        Err(GroupNotViable {
+            device,
+            taking: all,
+            group: group.number,
+            blockers,
+        }
+        .into())
+    }
+}

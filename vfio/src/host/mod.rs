@@ -1,0 +1,150 @@
+//! The host's side of assignment: which PCI functions there are, which IOMMU group each is in, and how one is taken from its
+//! driver for a guest and given back.
+//!
+//! Everything is read from sysfs (`Documentation/ABI/testing/sysfs-bus-pci` of the kernel) and procfs at the moment of the
+//! question; nothing is cached, because drivers, interfaces and virtual functions come and go under us. What is changed goes
+//! through one small trait, so that tests can stop the machine between any two steps.
+//!
+//! A device is taken by `driver_override`, never by `new_id`: that one would catch every device with the same ID. What was
+//! there before is on disk before the first change.
+
+mod binding;
+mod changes;
+mod danger;
+mod device;
+mod groups;
+mod holders;
+mod iommu;
+mod journal;
+pub mod limits;
+mod mac;
+mod netlink;
+mod resolve;
+mod restore;
+pub mod sriov;
+mod steps;
+mod sysfs;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use devices::pci::Bdf;
+
+pub use binding::{BindOptions, BindingError, Taken};
+pub use danger::Danger;
+pub use device::{Device, DeviceError, NetInterface, Sriov};
+pub use groups::{Group, GroupError, GroupNotViable, Member};
+pub use holders::Holder;
+pub use iommu::NoIommu;
+pub use journal::JournalError;
+pub use mac::{Mac, MacParseError};
+pub use netlink::NetlinkError;
+pub use resolve::ResolveError;
+pub use restore::{Outcome, Restored};
+pub use steps::StepError;
+
+/// Where the kernel's file systems are. Tests and recorded machines put them elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roots {
+    /// sysfs.
+    pub sys: PathBuf,
+    /// devtmpfs.
+    pub dev: PathBuf,
+    /// procfs.
+    pub proc: PathBuf,
+    /// What does not outlive the boot; the journal is in `viaduct/` below it.
+    pub run: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self {
+            sys: "/sys".into(),
+            dev: "/dev".into(),
+            proc: "/proc".into(),
+            run: "/run".into(),
+        }
+    }
+}
+
+/// A host: the machine that devices are taken from.
+#[derive(Clone)]
+pub struct Host {
+    roots: Roots,
+    changes: Arc<dyn changes::Changes>,
+    /// How long a write that binds or unbinds may take, and how long to wait for another viaduct's lock.
+    patience: Duration,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Host {
+    /// This machine.
+    pub fn new() -> Self {
+        Self::with_changes(
+            Roots::default(),
+            Arc::new(changes::Running::with_modprobe()),
+        )
+    }
+
+    /// A machine recorded as directories. No module is ever loaded for it.
+    pub fn at(roots: Roots) -> Self {
+        Self::with_changes(roots, Arc::new(changes::Running::without_modprobe()))
+    }
+
+    fn with_changes(roots: Roots, changes: Arc<dyn changes::Changes>) -> Self {
+        // Unbinding a busy network card takes seconds; one that takes half a minute is not coming back.
+        let patience = Duration::from_secs(30);
+        Self {
+            roots,
+            changes,
+            patience,
+        }
+    }
+
+    /// Every PCI function, in order of address.
+    pub fn functions(&self) -> Vec<Bdf> {
+        let mut all: Vec<Bdf> = sysfs::names(&self.roots.sys.join("bus/pci/devices"))
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn pci_dir(&self, device: Bdf) -> PathBuf {
+        self.roots
+            .sys
+            .join("bus/pci/devices")
+            .join(device.to_string())
+    }
+
+    fn driver_dir(&self, driver: &str) -> PathBuf {
+        self.roots.sys.join("bus/pci/drivers").join(driver)
+    }
+
+    /// The driver that has the function now.
+    fn driver_of(&self, device: Bdf) -> Option<String> {
+        sysfs::link_name(&self.pci_dir(device).join("driver"))
+    }
+}
+
+/// The name people type: without the segment where that is 0.
+fn short(device: Bdf) -> String {
+    let long = device.to_string();
+    long.strip_prefix("0000:")
+        .map_or(long.clone(), String::from)
+}
+
+/// Whether `driver` is one that hands its devices to userspace: vfio-pci, or one of its variants (`mlx5_vfio_pci`).
+fn is_vfio(driver: &str) -> bool {
+    driver.replace('_', "-").ends_with("vfio-pci")
+}

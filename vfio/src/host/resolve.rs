@@ -1,0 +1,246 @@
+//! The names by which people call a device: its address, its network interface, a virtual function by its physical one.
+
+use std::fmt;
+
+use devices::pci::Bdf;
+
+use super::{Host, short, sysfs};
+
+/// The name is not one of an assignable device on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResolveError {
+    /// It looks like an address but is not one.
+    Malformed {
+        /// What was typed.
+        name: String,
+        /// What on this host was probably meant.
+        meant: Vec<Bdf>,
+    },
+    /// It is an address at which there is nothing.
+    NoDevice {
+        /// The address.
+        bdf: Bdf,
+        /// What there is near it.
+        near: Vec<Bdf>,
+    },
+    /// It is neither an address nor an interface.
+    NoInterface {
+        /// What was typed.
+        name: String,
+        /// The interfaces that stand on PCI functions.
+        interfaces: Vec<String>,
+    },
+    /// The interface stands on no PCI function.
+    NotPci(String),
+    /// The part after the slash is not `vf` and a number.
+    NotAFunction(String),
+    /// The physical function can have no virtual ones.
+    NoSriov(Bdf),
+    /// The physical function has fewer virtual ones.
+    NoFunction {
+        /// The physical function.
+        physical: Bdf,
+        /// Which one was asked for.
+        index: u32,
+        /// How many are enabled.
+        enabled: u32,
+        /// How many it can have.
+        total: u32,
+    },
+}
+
+impl std::error::Error for ResolveError {}
+
+const SEE: &str = "\n  see what there is:  viaduct list";
+
+impl fmt::Display for ResolveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed { name, meant } => {
+                write!(
+                    f,
+                    "'{name}' is not a PCI address: two digits of bus, two of device, one of function, such as 03:10.3"
+                )?;
+                one_of(f, "did you mean", meant)
+            }
+            Self::NoDevice { bdf, near } => {
+                write!(f, "{bdf}: no such device on this host")?;
+                one_of(f, "on the same bus there is", near)
+            }
+            Self::NoInterface { name, interfaces } => {
+                write!(
+                    f,
+                    "'{name}' is neither a PCI address, such as 03:10.3, nor a network interface of this host"
+                )?;
+                match &interfaces[..] {
+                    [] => f.write_str(SEE),
+                    some => write!(f, "\n  interfaces on PCI devices:  {}", some.join(" ")),
+                }
+            }
+            Self::NotPci(name) => write!(
+                f,
+                "'{name}' is an interface without a PCI device behind it{SEE}"
+            ),
+            Self::NotAFunction(name) => {
+                write!(
+                    f,
+                    "'{name}' does not name a virtual function: write vf and its number, such as 03:00.1/vf1 or eth2/vf1"
+                )
+            }
+            Self::NoSriov(bdf) => write!(
+                f,
+                "{bdf}: has no SR-IOV capability, so no virtual functions\n  assign the device itself:  --vfio {}",
+                short(*bdf)
+            ),
+            Self::NoFunction {
+                physical,
+                index,
+                enabled,
+                total,
+            } => {
+                write!(f, "{physical}: has no virtual function {index}: ")?;
+                let pf = short(*physical);
+                if index >= total {
+                    return write!(
+                        f,
+                        "it can have {total}, numbered from 0 (vf0)\n  see which there are:  viaduct list"
+                    );
+                }
+                let wanted = index + 1;
+                write!(
+                    f,
+                    "{enabled} of {total} are enabled\n  enable them:  viaduct sriov {pf} --vfs {wanted}"
+                )?;
+                write!(
+                    f,
+                    "\n  or by hand:   echo {wanted} > /sys/bus/pci/devices/{physical}/sriov_numvfs"
+                )?;
+                // The kernel changes the number only from 0 and to 0.
+                if *enabled > 0 {
+                    write!(f, "  (after echo 0)")
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+fn one_of(f: &mut fmt::Formatter<'_>, what: &str, devices: &[Bdf]) -> fmt::Result {
+    if devices.is_empty() {
+        return f.write_str(SEE);
+    }
+    let names: Vec<String> = devices.iter().map(|&device| short(device)).collect();
+    write!(f, "\n  {what}:  {}", names.join(" "))
+}
+
+/// No more suggestions than fit a line.
+const SUGGESTIONS: usize = 10;
+
+impl Host {
+    /// The function that `name` stands for: `03:10.3`, `0000:03:10.3`, `eth2`, `03:00.1/vf1` or `eth2/vf1`.
+    pub fn resolve(&self, name: &str) -> Result<Bdf, ResolveError> {
+        match name.split_once('/') {
+            Some((physical, function)) => {
+                let index = function
+                    .strip_prefix("vf")
+                    .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+                    .and_then(|digits| digits.parse().ok())
+                    .ok_or_else(|| ResolveError::NotAFunction(name.to_owned()))?;
+                self.virtual_function(self.resolve_plain(physical)?, index)
+            }
+            None => self.resolve_plain(name),
+        }
+    }
+
+    fn resolve_plain(&self, name: &str) -> Result<Bdf, ResolveError> {
+        if let Ok(bdf) = name.parse::<Bdf>() {
+            return self.present(bdf);
+        }
+        // An interface may be called anything but a path; "." and ".." would leave the directory.
+        let class = self.roots.sys.join("class/net");
+        if sysfs::names(&class)
+            .iter()
+            .any(|interface| interface == name)
+        {
+            return self.function_of_interface(name);
+        }
+        // Colons are for addresses: only addresses have them, but for the aliases of old.
+        if name.contains(':') {
+            return Err(ResolveError::Malformed {
+                name: name.to_owned(),
+                meant: self.meant(name),
+            });
+        }
+        let names = sysfs::names(&class).into_iter();
+        Err(ResolveError::NoInterface {
+            name: name.to_owned(),
+            interfaces: names
+                .filter(|name| self.function_of_interface(name).is_ok())
+                .collect(),
+        })
+    }
+
+    fn present(&self, bdf: Bdf) -> Result<Bdf, ResolveError> {
+        if self.pci_dir(bdf).exists() {
+            return Ok(bdf);
+        }
+        let mut near = self.assignable();
+        near.retain(|other| (other.segment, other.bus) == (bdf.segment, bdf.bus));
+        near.truncate(SUGGESTIONS);
+        Err(ResolveError::NoDevice { bdf, near })
+    }
+
+    /// The innermost function in the path that `/sys/class/net/<name>` links to: of a virtio or USB interface it is its
+    /// controller.
+    fn function_of_interface(&self, name: &str) -> Result<Bdf, ResolveError> {
+        let link = self.roots.sys.join("class/net").join(name);
+        let path = std::fs::read_link(link).unwrap_or_default();
+        let mut parts: Vec<_> = path.iter().filter_map(|part| part.to_str()).collect();
+        parts.reverse();
+        parts
+            .iter()
+            .find_map(|part| part.parse().ok())
+            .ok_or_else(|| ResolveError::NotPci(name.to_owned()))
+    }
+
+    fn virtual_function(&self, physical: Bdf, index: u32) -> Result<Bdf, ResolveError> {
+        let sriov = self.device(physical).ok().and_then(|device| device.sriov);
+        let sriov = sriov.ok_or(ResolveError::NoSriov(physical))?;
+        let at = usize::try_from(index).ok();
+        let function = at.and_then(|at| sriov.functions.get(at)).copied();
+        function.ok_or(ResolveError::NoFunction {
+            physical,
+            index,
+            enabled: u32::try_from(sriov.functions.len()).unwrap_or(u32::MAX),
+            total: sriov.total,
+        })
+    }
+
+    fn assignable(&self) -> Vec<Bdf> {
+        let mut all = self.functions();
+        all.retain(|&bdf| self.device(bdf).is_ok_and(|device| !device.is_bridge()));
+        all
+    }
+
+    /// The devices of this host that a sloppy address may mean: its numbers, as far as they go, without leading zeros.
+    fn meant(&self, name: &str) -> Vec<Bdf> {
+        let numbers = |text: &str| -> Vec<Option<u32>> {
+            let parts = text.split([':', '.']);
+            parts
+                .map(|part| u32::from_str_radix(part, 16).ok())
+                .collect()
+        };
+        let typed = numbers(name);
+        let fits = |bdf: &Bdf| {
+            let long = numbers(&bdf.to_string());
+            // With two colons the first number is the segment.
+            let from = if name.matches(':').count() == 2 { 0 } else { 1 };
+            long.get(from..).is_some_and(|own| own.starts_with(&typed))
+        };
+        let mut meant = self.assignable();
+        meant.retain(fits);
+        meant.truncate(SUGGESTIONS);
+        meant
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests that need a whole machine.
+
+mod binding;
+mod facts;
