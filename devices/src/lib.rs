@@ -8,6 +8,9 @@ pub mod bus;
 pub mod interrupt;
 pub mod mapping;
 pub mod pci;
+pub mod power;
+pub mod pvpanic;
 pub mod register_file;
+pub mod rtc;
 #[cfg(test)]
 mod testing;

@@ -1,12 +1,17 @@
 //! What the tests of this crate share: a seeded generator, the comparison of access widths, and fakes of a card and a device.
 
 use std::{
+    io,
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use crate::{
     bus::{Action, BusDevice},
+    interrupt::IrqLine,
     pci::{
         Function,
         bar::{BarSpec, Bars},
@@ -162,5 +167,22 @@ impl BusDevice for Scratch {
     fn write(&self, offset: u64, data: &[u8]) -> Action {
         self.written.lock().unwrap().push((offset, data.to_vec()));
         self.answers
+    }
+}
+
+/// An interrupt that counts.
+#[derive(Default)]
+pub(crate) struct CountingLine(AtomicUsize);
+
+impl CountingLine {
+    pub(crate) fn pulses(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl IrqLine for CountingLine {
+    fn pulse(&self) -> io::Result<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 }

@@ -298,7 +298,7 @@ mod tests {
                 (0..24, 4),
                 |msi, offset, data| msi.capability_read(at(offset), data, |v| v % 2 == 0),
                 |msi, offset, data| drop(msi.capability_write(at(offset), data)),
-                50_000,
+                25_000,
             );
         }
     }

@@ -149,7 +149,7 @@ mod tests {
             let write = |ports: &mut ConfigPorts, at, data: &[u8]| {
                 assert_eq!(ports.write(at, data), Action::None);
             };
-            widths_agree(model, (4..8, 4), ConfigPorts::read, write, 10_000);
+            widths_agree(model, (4..8, 4), ConfigPorts::read, write, 6_000);
         }
     }
 }
