@@ -14,3 +14,4 @@ pub mod register_file;
 pub mod rtc;
 #[cfg(test)]
 mod testing;
+pub mod uart;
