@@ -110,7 +110,7 @@ pub(super) fn rewrite(image: &mut [u8], keep_msi: bool, keep_msix: bool) -> Foun
 }
 
 impl Found {
-    /// Advanced Features (ECN to PCI 3.0): byte 3 bit 1 says that byte 4 bit 0 resets the function.
+    /// Advanced Features (`PCI_AF_CAP_FLR`, `PCI_AF_CTRL_FLR`): byte 3 bit 1 says that byte 4 bit 0 resets the function.
     fn advanced_features(&mut self, image: &[u8], offset: usize) {
         if image
             .get(offset + 3)
@@ -121,7 +121,7 @@ impl Found {
     }
 
     /// On the root bus there is no link: an endpoint is shown as integrated into the root complex, and its link registers are
-    /// empty (PCIe 6.0 §7.5.3.2, §7.5.3: link registers are required of functions with a link). Windows fails an endpoint that
+    /// empty (PCIe 6.0 §7.5.3: they are for functions that have one). Windows fails an endpoint that
     /// has no port above it (code 10).
     fn express(&mut self, image: &mut [u8], offset: usize) {
         use express::{

@@ -12,8 +12,8 @@ use devices::{
         msix::{MSIX_CAPABILITY_LEN, MsixLocation},
         registers::{
             BAR0, CAPABILITIES, CARDBUS_CIS, COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO,
-            COMMAND_MASTER, COMMAND_MEMORY, CONFIG_LEN, HEADER_END, HEADER_MULTIFUNCTION,
-            HEADER_TYPE, INTERRUPT_LINE, INTERRUPT_PIN, ROM, VENDOR_ID,
+            COMMAND_MASTER, COMMAND_MEMORY, CONFIG_LEN, HEADER_END, HEADER_TYPE, INTERRUPT_LINE,
+            INTERRUPT_PIN, ROM, VENDOR_ID,
         },
     },
     register_file::RegisterFile,
@@ -79,7 +79,6 @@ impl Config {
         mut image: Vec<u8>,
         msi: Option<MsiLayout>,
         msix: Option<MsixLocation>,
-        multifunction: bool,
     ) -> Self {
         let found = capabilities::rewrite(&mut image, msi.is_some(), msix.is_some());
         let mut config = Self {
@@ -91,7 +90,7 @@ impl Config {
             power_state: 0,
             obeys: true,
         };
-        config.own_header(multifunction);
+        config.own_header();
         for range in config.found.owned.clone() {
             config.own(range);
         }
@@ -104,13 +103,9 @@ impl Config {
         config
     }
 
-    fn own_header(&mut self, multifunction: bool) {
-        let header = if multifunction {
-            HEADER_MULTIFUNCTION
-        } else {
-            0
-        };
-        self.registers.set(HEADER_TYPE, &[header]);
+    fn own_header(&mut self) {
+        // Whether its slot has more functions is for the root to say.
+        self.registers.set(HEADER_TYPE, &[0]);
         self.registers.set(COMMAND, &[0; 2]);
         self.registers.set(CARDBUS_CIS, &[0; 4]);
         // No pin: INTx has no wire yet. A driver that wants one says so, instead of waiting for ever.
@@ -144,7 +139,7 @@ impl Config {
         self.registers.word(COMMAND)
     }
 
-    /// The command register as far as it is in force: a function that sleeps decodes nothing (PCI Power Management 1.2 §5.4).
+    /// The command register as far as it is in force: a function that sleeps decodes nothing (PCIe 6.0 §5.3.1.4).
     pub(super) fn decoding(&self) -> u16 {
         if self.power_state == 0 && self.obeys {
             self.command()

@@ -4,7 +4,10 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use devices::{
@@ -14,13 +17,18 @@ use devices::{
 
 use crate::kernel::{Area, HostFunction, IrqIndex, IrqInfo, RegionIndex, RegionInfo};
 
+/// What was done, in order, to a function and what is around it.
+pub(super) type Log = Arc<Mutex<Vec<String>>>;
+
 /// A function of the host's: regions of bytes, and a record of what was done to it.
 #[derive(Default)]
 pub(super) struct FakeHost {
     pub(super) regions: Vec<(RegionInfo, Mutex<Vec<u8>>)>,
     pub(super) cannot_reset: bool,
+    /// Pulled out: every call fails.
+    pub(super) is_gone: AtomicBool,
     can_grow: bool,
-    calls: Mutex<Vec<String>>,
+    calls: Log,
 }
 
 impl FakeHost {
@@ -39,6 +47,18 @@ impl FakeHost {
             .extend(mappable.then_some(Area { offset: 0, len }));
         self.regions.push((info, Mutex::new(bytes)));
         self
+    }
+
+    /// Where it writes down what was done to it.
+    pub(super) fn log(&self) -> Log {
+        self.calls.clone()
+    }
+
+    fn is_there(&self) -> io::Result<()> {
+        match self.is_gone.load(Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+            false => Ok(()),
+        }
     }
 
     /// What was done since the last time, in order.
@@ -86,6 +106,7 @@ impl HostFunction for FakeHost {
     }
 
     fn read(&self, region: &RegionInfo, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.is_there()?;
         let bytes = self.bytes(region.index.0);
         let at = usize::try_from(offset).unwrap();
         let found = bytes
@@ -96,6 +117,7 @@ impl HostFunction for FakeHost {
     }
 
     fn write(&self, region: &RegionInfo, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.is_there()?;
         let at = usize::try_from(offset).unwrap();
         let mut bytes = self.bytes(region.index.0);
         let place = bytes

@@ -16,7 +16,11 @@ mod config;
 mod fake;
 mod function;
 mod interrupts;
+mod probe;
 mod reset;
+#[cfg(test)]
+mod tests;
 mod trap;
 
-pub use function::{AssignError, AssignedFunction, FunctionStats, Options};
+pub use function::{AssignedFunction, FunctionStats, Options};
+pub use probe::AssignError;

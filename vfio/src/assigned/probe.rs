@@ -1,0 +1,174 @@
+//! What a device says it is, before anything is made of it.
+
+use std::{io, sync::Arc};
+
+use devices::{
+    interrupt::MsiSource,
+    pci::{
+        Bdf,
+        bar::{BarError, BarSpec, REGISTERS},
+        capabilities::find,
+        msi::{Msi, MsiLayout},
+        msix::{Msix, MsixLocation},
+        registers::{CAP_MSI, CAP_MSIX, HEADER_MULTIFUNCTION, HEADER_TYPE},
+        space::Region,
+    },
+};
+
+use super::{
+    bars,
+    config::{self, Config},
+    interrupts::{At, Interrupts},
+    trap::{BarTrap, Counters},
+};
+use crate::kernel::{HostFunction, IommuDeviceError, IrqIndex, RegionIndex, RegionInfo};
+
+/// A host function cannot be assigned.
+#[derive(Debug, thiserror::Error)]
+pub enum AssignError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Open(#[from] IommuDeviceError),
+    /// It does not answer what it is.
+    #[error("{function}: {what} cannot be read")]
+    Read {
+        /// Its name on the host.
+        function: Bdf,
+        /// What was asked for.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A bridge, or no configuration space at all.
+    #[error(
+        "{function}: its header is of type {header_type:#x}: only endpoints (type 0) can be assigned"
+    )]
+    NotAnEndpoint {
+        /// Its name on the host.
+        function: Bdf,
+        /// What it says it is.
+        header_type: u8,
+    },
+    /// It has BARs that no device can have.
+    #[error("{function}")]
+    Bars {
+        /// Its name on the host.
+        function: Bdf,
+        /// Which, and why not.
+        source: BarError,
+    },
+    /// There are no interrupts for it.
+    #[error("{function}: no interrupt vectors")]
+    Interrupts {
+        /// Its name on the host.
+        function: Bdf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// What was read of a device before anything was made of it.
+pub(super) struct Probed {
+    pub(super) region: RegionInfo,
+    pub(super) image: Vec<u8>,
+    pub(super) regions: Vec<RegionInfo>,
+    pub(super) specs: Vec<BarSpec>,
+    pub(super) msi: Option<MsiLayout>,
+    pub(super) msix: Option<MsixLocation>,
+}
+
+impl Probed {
+    pub(super) fn new(host: &dyn HostFunction, function: Bdf) -> Result<Self, AssignError> {
+        let failed = |what| {
+            move |source| AssignError::Read {
+                function,
+                what,
+                source,
+            }
+        };
+        let region = host.region(RegionIndex::CONFIG);
+        let region = region.map_err(failed("where its configuration space is"))?;
+        let image = config::image(host, &region).map_err(failed("its configuration space"))?;
+        let header_type = image[HEADER_TYPE] & !HEADER_MULTIFUNCTION;
+        if header_type != 0 {
+            return Err(AssignError::NotAnEndpoint {
+                function,
+                header_type,
+            });
+        }
+        let regions = bars::regions(host).map_err(failed("the size of its BARs"))?;
+        let specs = bars::specs(&image, &regions);
+        let count = |index| host.irq(index).map_or(0, |irq| irq.count);
+        let capability = |id| find(&image, id).and_then(|at| image.get(at..));
+        let msi = capability(CAP_MSI).and_then(MsiLayout::parse);
+        let msix = capability(CAP_MSIX).and_then(MsixLocation::parse);
+        // What cannot be modelled is hidden, and a driver that can do without does.
+        let msi = msi.filter(|_| count(IrqIndex::Msi) > 0);
+        let msix = msix.filter(|msix| u32::from(msix.vectors) <= count(IrqIndex::Msix));
+        let msix = msix.filter(|msix| bars::holds(&specs, msix));
+        if capability(CAP_MSIX).is_some() && msix.is_none() {
+            log::warn!("{function}: its MSI-X capability makes no sense and is hidden");
+        }
+        Ok(Self {
+            region,
+            image,
+            regions,
+            specs,
+            msi,
+            msix,
+        })
+    }
+
+    pub(super) fn interrupts(
+        &self,
+        host: Arc<dyn HostFunction>,
+        config: &Config,
+        source: &dyn MsiSource,
+    ) -> io::Result<Interrupts> {
+        let (msi_at, msix_at) = config.capabilities();
+        let msi = msi_at.zip(self.msi).map(|(offset, layout)| At {
+            offset,
+            model: Msi::new(layout),
+        });
+        let msix = msix_at.zip(self.msix).map(|(offset, location)| At {
+            offset,
+            model: Msix::new(location.vectors),
+        });
+        Interrupts::new(host, source, msi, msix)
+    }
+
+    /// What each BAR decodes to.
+    pub(super) fn place(
+        &self,
+        host: &Arc<dyn HostFunction>,
+        interrupts: &Arc<Interrupts>,
+        counters: &[Arc<Counters>; bars::BARS],
+        mmap: bool,
+    ) -> [Option<Region>; REGISTERS] {
+        let mut placed: [Option<Region>; REGISTERS] = Default::default();
+        for spec in &self.specs {
+            let region = &self.regions[spec.index];
+            let table = self.msix.filter(|msix| msix.table_bar == spec.index);
+            let table = table.map(|msix| bars::table_range(&msix));
+            let pba = self.msix.filter(|msix| msix.pba_bar == spec.index);
+            let direct = match mmap && spec.kind.is_memory() {
+                true => bars::direct(&**host, region, table.clone()),
+                false => Vec::new(),
+            };
+            let trap = BarTrap {
+                host: host.clone(),
+                region: region.clone(),
+                interrupts: interrupts.clone(),
+                table: table.unwrap_or_default(),
+                pba: pba.map(|msix| bars::pba_range(&msix)).unwrap_or_default(),
+                counters: counters[spec.index].clone(),
+            };
+            placed[spec.index] = Some(Region {
+                len: spec.size,
+                device: Arc::new(trap),
+                direct,
+            });
+        }
+        placed
+    }
+}

@@ -1,0 +1,403 @@
+//! The function as a whole, on a stand-in for a card: an NIC's VF with MSI-X in a BAR of its own, and MSI and power management.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
+
+use devices::{
+    bus::Bus,
+    mapping::{HostMapping, Memslots},
+    pci::{
+        Bdf, Function,
+        bar::{BarKind, BarSpec},
+        space::{PciSpace, Windows},
+    },
+};
+
+use super::{
+    AssignError, AssignedFunction, Options,
+    fake::{FakeHost, FakeSource, Log},
+};
+
+const CONFIG: u32 = 7;
+const COMMAND: u16 = 0x04;
+const POWER: u16 = 0x44;
+const MSIX: u16 = 0x70;
+const EXPRESS: u16 = 0xa0;
+const BAR0: u64 = 0x8000_0000;
+const BAR3: u64 = 0x8001_0000;
+
+/// Memslots that write down what happens to them.
+struct FakeMemslots(Log);
+
+impl Memslots for FakeMemslots {
+    fn map(&self, guest: u64, memory: Arc<dyn HostMapping>) -> io::Result<u32> {
+        let call = format!("map {guest:#x} {:#x}", memory.len());
+        self.0.lock().unwrap().push(call);
+        Ok(u32::try_from(guest >> 12).unwrap())
+    }
+
+    fn unmap(&self, slot: u32) {
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("unmap {:#x}", slot << 12));
+    }
+}
+
+/// Configuration space of the card.
+fn config() -> Vec<u8> {
+    let mut config = vec![0; 4096];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x00, &[0x86, 0x80, 0xca, 0x10, 0x06, 0x05, 0x10, 0x00]);
+    put(0x08, &[1, 0, 0, 2, 0, 0, 0x80]);
+    put(0x10, &[0x0c]);
+    put(0x1c, &[0x0c]);
+    put(0x34, &[0x40]);
+    put(0x3c, &[11, 1]);
+    put(0x40, &[0x01, 0x50, 0x23, 0xc8]);
+    put(0x50, &[0x05, 0x70, 0x80, 0x01]);
+    put(0x70, &[0x11, 0xa0, 2, 0, 3, 0, 0, 0, 3, 0x20, 0, 0]);
+    put(0xa0, &[0x10, 0, 0x02, 0, 0, 0, 0, 0x10]);
+    put(0xac, &[0xff; 8]);
+    put(0x100, &0x1401_0010u32.to_le_bytes());
+    put(0x104, &[0xaa; 0x3c]);
+    put(0x140, &0x0001_0003u32.to_le_bytes());
+    put(0x144, &[0x55; 8]);
+    config
+}
+
+fn card() -> FakeHost {
+    FakeHost::default()
+        .with_region(0, vec![0; 0x4000], true)
+        .with_region(3, vec![0; 0x4000], true)
+        .with_region(CONFIG, config(), false)
+}
+
+fn name() -> Bdf {
+    "03:10.3".parse().unwrap()
+}
+
+struct Guest {
+    host: Arc<FakeHost>,
+    source: FakeSource,
+    memory: Arc<Bus>,
+    function: Arc<AssignedFunction>,
+}
+
+impl Guest {
+    fn new(host: FakeHost) -> Result<Self, AssignError> {
+        let (host, source, memory) = (Arc::new(host), FakeSource::default(), Arc::new(Bus::new()));
+        let space = PciSpace {
+            memory: memory.clone(),
+            io: Arc::new(Bus::new()),
+            memslots: Arc::new(FakeMemslots(host.log())),
+            windows: Windows {
+                io: 0x1000..0x1_0000,
+                memory32: BAR0..0xc000_0000,
+                memory64: 0..0,
+            },
+        };
+        let options = Options { mmap: true };
+        let function = AssignedFunction::new(host.clone(), name(), options, space, &source)?;
+        function.assign_bar(0, BAR0);
+        function.assign_bar(3, BAR3);
+        Ok(Self {
+            host,
+            source,
+            memory,
+            function,
+        })
+    }
+
+    fn read<const N: usize>(&self, offset: u16) -> [u8; N] {
+        let mut data = [0; N];
+        self.function.config_read(offset, &mut data);
+        data
+    }
+
+    fn write(&self, offset: u16, data: &[u8]) -> Vec<String> {
+        self.host.take_calls();
+        let _ = self.function.config_write(offset, data);
+        self.host.take_calls()
+    }
+}
+
+fn guest() -> Guest {
+    Guest::new(card()).unwrap()
+}
+
+#[test]
+fn assigning_stops_and_resets_the_device() {
+    let host = card();
+    host.bytes(CONFIG)[usize::from(POWER)] = 3;
+    let log = host.log();
+    let guest = Guest::new(host).unwrap();
+    let calls = std::mem::take(&mut *log.lock().unwrap());
+    // Awake, neither decoding nor mastering, then reset.
+    assert_eq!(
+        calls[..3],
+        ["write 7 0x44 [0]", "write 7 0x4 [0, 4]", "reset"]
+    );
+    assert_eq!(guest.read(COMMAND), [0; 2]);
+}
+
+#[test]
+fn the_guest_sees_an_integrated_endpoint_without_pin_link_or_sr_iov() {
+    let guest = guest();
+    assert_eq!(guest.read(0), [0x86, 0x80, 0xca, 0x10]);
+    assert_eq!(guest.read(0x0e), [0]);
+    assert_eq!(guest.read(0x3c), [0, 0]);
+    assert_eq!(guest.read(EXPRESS + 2), [0x92]);
+    assert_eq!(guest.read(EXPRESS + 0x0c), [0; 4]);
+    assert_eq!(guest.read(0x100), 0x1400_0000u32.to_le_bytes());
+    assert_eq!(guest.read(0x104), [0; 4]);
+    assert_eq!(guest.read(0x144), [0x55; 4]);
+    let wide = BarKind::Memory64 { prefetchable: true };
+    let spec = |index| BarSpec {
+        index,
+        kind: wide,
+        size: 0x4000,
+    };
+    assert_eq!(guest.function.bars(), [spec(0), spec(3)]);
+}
+
+#[test]
+fn bars_come_after_the_device_decodes_and_go_before_it_stops() {
+    let guest = guest();
+    assert_eq!(
+        guest.write(COMMAND, &[6, 0]),
+        // BAR 3 without the page of the MSI-X table.
+        [
+            "write 7 0x4 [6, 4]",
+            "map 0x80000000 0x4000",
+            "map 0x80011000 0x3000"
+        ]
+    );
+    assert_eq!(
+        guest.write(COMMAND, &[4, 0]),
+        ["unmap 0x80000000", "unmap 0x80011000", "write 7 0x4 [4, 4]"]
+    );
+}
+
+#[test]
+fn a_bar_that_moves_leaves_its_old_place_first() {
+    let guest = guest();
+    guest.write(COMMAND, &[2, 0]);
+    let calls = guest.write(0x10, &0x8100_0000u32.to_le_bytes());
+    assert_eq!(calls, ["unmap 0x80000000", "map 0x81000000 0x4000"]);
+    // Sizing, with decoding on, is not a place.
+    assert_eq!(guest.write(0x10, &[0xff; 4]), ["unmap 0x81000000"]);
+    assert_eq!(guest.read(0x10), 0xffff_c00c_u32.to_le_bytes());
+}
+
+#[test]
+fn a_function_that_sleeps_is_off_the_bus() {
+    let guest = guest();
+    guest.write(COMMAND, &[2, 0]);
+    let calls = guest.write(POWER, &[3, 0]);
+    assert_eq!(
+        calls,
+        [
+            "unmap 0x80000000",
+            "unmap 0x80011000",
+            "write 7 0x44 [3, 0]"
+        ]
+    );
+    assert!(!guest.memory.read(BAR0, &mut [0; 4]));
+    let calls = guest.write(POWER, &[0, 0]);
+    assert_eq!(calls[0], "write 7 0x44 [0, 0]");
+    assert!(guest.memory.read(BAR0, &mut [0; 4]));
+}
+
+#[test]
+fn a_function_level_reset_takes_the_guests_registers_with_it() {
+    let guest = guest();
+    guest.write(COMMAND, &[6, 0]);
+    guest.write(MSIX + 2, &[0, 0x80]);
+    let calls = guest.write(EXPRESS + 8, &[0, 0x80]);
+    assert!(calls.contains(&"disarm Msix".to_owned()) && calls.contains(&"reset".to_owned()));
+    assert!(
+        !calls.iter().any(|call| call.starts_with("write 7 0xa")),
+        "{calls:?}"
+    );
+    assert_eq!(guest.read(COMMAND), [0; 2]);
+    assert_eq!(guest.read(MSIX + 2), [2, 0]);
+    assert_eq!(guest.read(0x10), 0xcu32.to_le_bytes());
+    assert!(!guest.memory.read(BAR0, &mut [0; 4]));
+}
+
+#[test]
+fn the_table_is_emulated_and_the_rest_of_its_page_forwarded() {
+    let guest = guest();
+    guest.write(COMMAND, &[2, 0]);
+    guest.write(MSIX + 2, &[0, 0x80]);
+    let _ = guest.memory.write(BAR3, &0xfee0_0000u32.to_le_bytes());
+    let _ = guest.memory.write(BAR3 + 12, &[0; 4]);
+    assert_eq!(guest.source.take_routes().len(), 1);
+    guest.host.take_calls();
+    let _ = guest.memory.write(BAR3 + 0x30, &[1, 2]);
+    assert_eq!(guest.host.take_calls(), ["write 3 0x30 [1, 2]"]);
+    // Across the end of the table: nobody's.
+    let _ = guest.memory.write(BAR3 + 0x2c, &[0; 8]);
+    assert_eq!(guest.host.take_calls(), [""; 0]);
+    assert_eq!(guest.host.bytes(3)[..0x30], [0; 0x30]);
+    assert_eq!(guest.function.stats().trapped_accesses, [0, 0, 0, 4, 0, 0]);
+}
+
+#[test]
+fn a_device_that_was_pulled_out_reads_all_ones_and_stays_off_the_bus() {
+    let guest = guest();
+    guest.write(COMMAND, &[2, 0]);
+    guest.host.is_gone.store(true, Ordering::Relaxed);
+    assert_eq!(guest.read(POWER), [0xff; 2]);
+    let mut data = [0; 4];
+    guest.memory.read(BAR3 + 0x100, &mut data);
+    assert_eq!(data, [0xff; 4]);
+    guest.write(COMMAND, &[0, 0]);
+    assert_eq!(guest.write(COMMAND, &[2, 0]), [""; 0]);
+    guest.function.reset();
+}
+
+#[test]
+fn what_is_dropped_is_off_the_bus_and_silent() {
+    let Guest {
+        host,
+        memory,
+        function,
+        ..
+    } = guest();
+    let _ = function.config_write(COMMAND, &[6, 0]);
+    let _ = function.config_write(MSIX + 2, &[0, 0x80]);
+    host.take_calls();
+    drop(function);
+    assert_eq!(
+        host.take_calls(),
+        [
+            "unmap 0x80000000",
+            "unmap 0x80011000",
+            "disarm Msix",
+            "write 7 0x4 [0, 4]"
+        ]
+    );
+    assert!(!memory.read(BAR0, &mut [0; 4]));
+}
+
+#[test]
+fn bridges_and_bars_that_cannot_be_are_refused_by_name() {
+    let bridge = card();
+    bridge.bytes(CONFIG)[0x0e] = 1;
+    let refused = Guest::new(bridge).err().unwrap();
+    assert!(matches!(
+        refused,
+        AssignError::NotAnEndpoint { header_type: 1, .. }
+    ));
+    let odd = card().with_region(2, vec![0; 12288], true);
+    let refused = Guest::new(odd).err().unwrap();
+    let source = std::error::Error::source(&refused).unwrap();
+    assert_eq!(refused.to_string(), "0000:03:10.3");
+    assert!(source.to_string().starts_with("BAR 2: 12288 bytes"));
+}
+
+#[test]
+fn a_device_that_cannot_be_reset_is_assigned_all_the_same() {
+    let mut host = card();
+    host.cannot_reset = true;
+    let log = host.log();
+    Guest::new(host).unwrap();
+    assert!(!log.lock().unwrap().contains(&"reset".to_owned()));
+}
+
+/// The same numbers in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % end
+    }
+}
+
+#[test]
+fn bytes_words_and_dwords_agree_everywhere() {
+    let (whole, bytes) = (guest(), guest());
+    let mut random = Random(0x5eed);
+    for step in 0..20_000 {
+        let len = 1 << random.below(3);
+        // Mostly where something is.
+        let end = if random.below(4) == 0 { 4096 } else { 0x110 };
+        let offset = random.below(end) / len * len;
+        let (at, len) = (
+            u16::try_from(offset).unwrap(),
+            usize::try_from(len).unwrap(),
+        );
+        let value = random.below(1 << 32).to_le_bytes();
+        // A reset in the middle of a dword is no access that a width could agree on.
+        if offset / 4 * 4 == u64::from(EXPRESS + 8) {
+            continue;
+        }
+        let _ = whole.function.config_write(at, &value[..len]);
+        for (at, byte) in (at..).zip(&value[..len]) {
+            let _ = bytes.function.config_write(at, &[*byte]);
+        }
+        let (mut one, mut many) = ([0; 4], [0; 4]);
+        whole.function.config_read(at, &mut one[..len]);
+        for (at, byte) in (at..).zip(&mut many[..len]) {
+            bytes.function.config_read(at, std::slice::from_mut(byte));
+        }
+        assert_eq!(one, many, "step {step}: {len} bytes at {at:#x}");
+    }
+}
+
+#[test]
+fn what_is_ours_never_reaches_the_device() {
+    let guest = guest();
+    let mut random = Random(0xbad);
+    for _ in 0..20_000 {
+        let at = u16::try_from(random.below(1024) * 4).unwrap();
+        let value = [0, u64::MAX, random.below(1 << 32)][usize::try_from(random.below(3)).unwrap()];
+        let _ = guest.function.config_write(at, &value.to_le_bytes()[..4]);
+    }
+    let (before, after) = (config(), guest.host.bytes(CONFIG).clone());
+    for ours in [
+        0x00..0x04,
+        0x0e..0x0f,
+        0x10..0x2c,
+        0x30..0x35,
+        0x3c..0x3e,
+        0x40..0x42,
+    ] {
+        assert_eq!(before[ours.clone()], after[ours]);
+    }
+    // MSI, MSI-X, link registers, SR-IOV.
+    for ours in [0x50..0x5e, 0x70..0x7c, 0xa0..0xa4, 0xac..0xb4, 0x100..0x144] {
+        assert_eq!(before[ours.clone()], after[ours]);
+    }
+}
+
+#[test]
+fn a_device_of_garbage_is_refused_or_lived_with() {
+    let mut random = Random(0xdead_beef);
+    for _ in 0..300 {
+        let mut config: Vec<u8> = (0..4096)
+            .map(|_| random.below(256).to_le_bytes()[0])
+            .collect();
+        config[0x06] |= 0x10;
+        config[0x0e] = 0;
+        config[0x34] = 0x40;
+        config[0x40] = [0x11, 0x10, 0x05, 0x01][usize::try_from(random.below(4)).unwrap()];
+        let host = FakeHost::default()
+            .with_region(0, vec![0; 0x1000], true)
+            .with_region(CONFIG, config, false);
+        if let Ok(guest) = Guest::new(host) {
+            for _ in 0..200 {
+                let at = u16::try_from(random.below(64) * 4).unwrap();
+                guest.write(at, &random.below(1 << 32).to_le_bytes()[..4]);
+                guest.read::<4>(at);
+            }
+        }
+    }
+}
