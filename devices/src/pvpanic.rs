@@ -1,5 +1,7 @@
 //! pvpanic: the port by which a guest says that its kernel panicked. The events are those of Linux's `misc/pvpanic.h`.
 
+use std::sync::Once;
+
 use crate::bus::{Action, BusDevice};
 
 /// The kernel panicked.
@@ -25,7 +27,9 @@ impl BusDevice for Pvpanic {
             return Action::Panicked;
         }
         if events & CRASH_LOADED != 0 {
-            log::warn!("the guest panicked; its crash kernel takes over");
+            // Once: a guest may say so in a loop.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| log::warn!("the guest panicked; its crash kernel takes over"));
         }
         Action::None
     }

@@ -3,13 +3,22 @@
 //! Invariants: what is placed lies in a window of the host bridge, and never over something else; what is not placed is gone from the
 //! bus and from the memslots before the call that took it away returns.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt, io,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use super::bar::{BarKind, Decoded, REGISTERS};
 use crate::{
-    bus::{Bus, BusDevice, BusError},
+    bus::{Action, Bus, BusDevice, BusError},
     mapping::{HostMapping, Memslots},
 };
+
+const PAGE: u64 = 4096;
 
 /// What the host bridge forwards: the only addresses where a BAR can be. Empty ranges forward nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +61,7 @@ pub struct PciSpace {
 pub struct Direct {
     /// Where it starts in the BAR, in bytes; page-aligned.
     pub offset: u64,
-    /// What is there.
+    /// What is there. It may go past the end of a BAR that is smaller than a page.
     pub memory: Arc<dyn HostMapping>,
 }
 
@@ -88,6 +97,8 @@ pub enum PlaceError {
 pub struct Placed {
     bus: Arc<Bus>,
     address: u64,
+    // Where the rest of a page starts that the mapping of a smaller region takes up.
+    margin: Option<u64>,
     memslots: Arc<dyn Memslots>,
     slots: Vec<u32>,
 }
@@ -95,8 +106,9 @@ pub struct Placed {
 impl PciSpace {
     /// Places `region` at `address` of the space that `kind` names.
     ///
-    /// A direct part that the machine cannot map (a failure of the host, which is logged) is left to the region's device: slower,
-    /// but the card works.
+    /// A direct part that cannot be mapped is left to the region's device: slower, but the card works. The guest can bring that about
+    /// by moving a BAR that is smaller than a page off the start of one, or into a page with another; else it is a failure of the
+    /// host, and is logged.
     pub fn place(
         &self,
         kind: BarKind,
@@ -121,28 +133,72 @@ impl PciSpace {
         let mut placed = Placed {
             bus: bus.clone(),
             address,
+            margin: None,
             memslots: self.memslots.clone(),
             slots: Vec::new(),
         };
         if kind.is_memory() {
-            placed.map(&region.direct);
+            placed.map(region);
         }
         Ok(placed)
     }
 }
 
 impl Placed {
-    fn map(&mut self, direct: &[Direct]) {
-        for part in direct {
-            let guest = self.address + part.offset;
-            match self.memslots.map(guest, part.memory.clone()) {
+    fn map(&mut self, region: &Region) {
+        for Direct { offset, memory } in &region.direct {
+            let Some(guest) = self.address.checked_add(*offset) else {
+                continue;
+            };
+            let end = offset.saturating_add(memory.len() as u64);
+            let has_pages = guest.is_multiple_of(PAGE) && self.reserve(region.len..end);
+            if !has_pages {
+                log::debug!("{guest:#x}: a BAR without a page of its own is not mapped");
+                continue;
+            }
+            match self.memslots.map(guest, memory.clone()) {
                 Ok(slot) => self.slots.push(slot),
-                Err(error) => log::error!(
-                    "{guest:#x} + {:#x}: cannot be mapped into the guest, every access will exit: {error}",
-                    part.memory.len()
-                ),
+                Err(error) => failed_to_map(guest, memory.len(), &error),
             }
         }
+    }
+
+    /// Keeps others out of what a mapping takes up past the end of its region, if it does.
+    fn reserve(&mut self, past_end: Range<u64>) -> bool {
+        let Some(start) = self.address.checked_add(past_end.start) else {
+            return false;
+        };
+        let len = past_end.end.saturating_sub(past_end.start);
+        let is_free = len == 0 || self.bus.insert(start, len, Arc::new(Nobody)).is_ok();
+        if len > 0 && is_free {
+            self.margin = Some(start);
+        }
+        is_free
+    }
+}
+
+/// What is behind the end of a region that shares its page with nobody.
+struct Nobody;
+
+impl BusDevice for Nobody {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> Action {
+        Action::None
+    }
+}
+
+/// The guest can repeat what failed as often as it likes: the more often, the less is said.
+fn failed_to_map(guest: u64, len: usize, error: &io::Error) {
+    static FAILURES: AtomicU64 = AtomicU64::new(0);
+    let failures = FAILURES.fetch_add(1, Ordering::Relaxed) + 1;
+    if failures.is_power_of_two() {
+        log::error!(
+            "{guest:#x} + {len:#x} cannot be mapped into the guest, every access will exit \
+             (failure {failures}): {error}"
+        );
     }
 }
 
@@ -152,7 +208,9 @@ impl Drop for Placed {
         for &slot in self.slots.iter().rev() {
             self.memslots.unmap(slot);
         }
-        self.bus.remove(self.address);
+        for start in self.margin.into_iter().chain([self.address]) {
+            self.bus.remove(start);
+        }
     }
 }
 
@@ -227,13 +285,10 @@ impl Placements {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Mutex, atomic::AtomicU32, atomic::Ordering},
-    };
+    use std::sync::{Mutex, atomic::AtomicU32};
 
     use super::*;
-    use crate::{bus::Action, testing::Scratch};
+    use crate::testing::Scratch;
 
     const LOW: BarKind = BarKind::Memory32 {
         prefetchable: false,
@@ -380,6 +435,39 @@ mod tests {
         }
         assert!(space.place(wide, 0xe000_0000, &region(1, &[])).is_ok());
         assert!(space.place(wide, 0x10_0000_0000, &region(1, &[])).is_ok());
+    }
+
+    fn small(reads: u8) -> Region {
+        Region {
+            len: 0x100,
+            ..region(reads, &[0])
+        }
+    }
+
+    #[test]
+    fn a_bar_smaller_than_its_page_keeps_others_out_of_it() {
+        let (space, memslots) = space(false);
+        let placed = space.place(LOW, 0xe000_0000, &small(1)).unwrap();
+        assert_eq!(*memslots.mapped.lock().unwrap(), [(0, 0xe000_0000)]);
+        assert_eq!(byte(&space.memory, 0xe000_0100), 0xff);
+        assert!(space.place(LOW, 0xe000_0100, &small(2)).is_err());
+        drop(placed);
+        assert!(space.place(LOW, 0xe000_0100, &small(2)).is_ok());
+    }
+
+    #[test]
+    fn small_bars_that_the_guest_moved_into_one_page_are_trapped() {
+        let (space, memslots) = space(false);
+        let _second = space.place(LOW, 0xe000_0100, &small(2)).unwrap();
+        let _first = space.place(LOW, 0xe000_0000, &small(1)).unwrap();
+        assert_eq!(*memslots.mapped.lock().unwrap(), []);
+        assert_eq!(
+            [
+                byte(&space.memory, 0xe000_0000),
+                byte(&space.memory, 0xe000_0100)
+            ],
+            [1, 2]
+        );
     }
 
     fn two_bars(space: &PciSpace) -> Placements {
