@@ -1,5 +1,5 @@
-//! The local APIC's wires as firmware leaves them: LINT0 to the 8259, LINT1 to NMI (Intel SDM vol. 3 §11.5.1; MP specification 1.4
-//! §3.6.2.2, "virtual wire mode").
+//! The local APIC's wires as firmware leaves them: LINT0 to the 8259, LINT1 to NMI (Intel SDM vol. 3, "Local Vector Table"; MP
+//! specification 1.4 §3.6.2.2, "Virtual Wire Mode").
 
 use std::ffi::c_char;
 

@@ -1,6 +1,7 @@
 //! What the guest finds at power-on, as pure functions: values in, bytes out. No KVM, no I/O.
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod boot;
 pub mod cpuid;
 pub mod e820;

@@ -1,6 +1,6 @@
 //! Model-specific registers as firmware would leave them.
 //!
-//! Intel SDM vol. 3 §12.11 (MTRRs) and vol. 4 chapter 2; `asm/msr-index.h` of Linux 6.12 has the same numbers.
+//! Intel SDM vol. 3, "Memory Type Range Registers", and vol. 4; `asm/msr-index.h` of Linux 6.12 has the same numbers.
 
 /// Time stamp counter.
 pub const IA32_TSC: u32 = 0x10;

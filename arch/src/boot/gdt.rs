@@ -1,4 +1,4 @@
-//! Segment descriptors for the boot CPU (Intel SDM vol. 3 §3.4.5, §7.2.3).
+//! Segment descriptors for the boot CPU (Intel SDM vol. 3, "Segment Descriptors", "TSS Descriptor in 64-bit mode").
 //!
 //! Both boot protocols want flat segments; Linux's also wants them in memory, at selectors 0x10 and 0x18.
 
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_table_leaves_room_for_a_64_bit_tss() {
-        // In long mode a TSS descriptor takes 16 bytes (SDM vol. 3 §8.2.3).
+        // In long mode a TSS descriptor takes 16 bytes.
         assert!(GDT_LEN >= usize::from(TSS.selector) + 16);
     }
 }

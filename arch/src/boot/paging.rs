@@ -1,4 +1,5 @@
-//! The page tables the boot CPU starts with: the low 4 GiB at their own addresses, in 2 MiB pages (Intel SDM vol. 3 §4.5).
+//! The page tables the boot CPU starts with: the low 4 GiB at their own addresses, in 2 MiB pages (Intel SDM vol. 3, "4-Level
+//! Paging").
 //!
 //! Linux asks for the kernel, the zero page and the command line to be mapped; it makes its own tables before it looks further. Not
 //! 1 GiB pages: the guest's CPU need not have them.

@@ -1,0 +1,136 @@
+//! The PCI host bridge as a device of the DSDT: what it decodes, how its interrupt pins are wired, what the guest may control.
+//!
+//! ACPI 6.5 §6.2.13 (`_PRT`), §19.6 (resources); PCI Firmware 3.3 §4.5 (`_OSC`).
+
+use acpi_tables::{
+    Aml,
+    aml::{
+        AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else,
+        Equal, If, Local, Method, Name, NotEqual, Or, Package, PackageBuilder, Path,
+        ResourceTemplate, Return, Store, Uuid,
+    },
+};
+
+use super::{AcpiConfig, bytes, devices::io};
+use crate::layout::{ECAM_LAST_BUS, PCI_CONFIG, PCI_IO, PCI_MMIO32, VGA_MEMORY, intx_gsi};
+
+const OSC_PCI_HOST_BRIDGE: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
+const OSC_REVISION: u8 = 1;
+// `_OSC`, first dword: what went wrong.
+const OSC_UNKNOWN_UUID: u8 = 1 << 2;
+const OSC_UNKNOWN_REVISION: u8 = 1 << 3;
+const OSC_CAPABILITIES_MASKED: u8 = 1 << 4;
+/// `_OSC`, control field, what the guest may have: PME (bit 2), AER (3), the PCIe capability (4), LTR (5). Not hot-plug of either
+/// kind (0, 1): slots are hot-plugged by ACPI.
+const OSC_GRANTED: u8 = 0b11_1100;
+
+/// The last slot of a bus.
+const LAST_SLOT: u8 = 31;
+
+pub(super) fn root(config: &AcpiConfig) -> Vec<u8> {
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A08"));
+    let cid = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
+    let zero: u8 = 0;
+    let numbers = ["_UID", "_SEG", "_BBN"].map(|name| Name::new(name.into(), &zero));
+    let [uid, segment, bus] = &numbers;
+    let crs = resources(config);
+    let prt = routing();
+    let osc = control();
+    let osc = Raw(osc);
+    bytes(&Device::new(
+        "PCI0".into(),
+        vec![&hid, &cid, uid, segment, bus, &crs, &prt, &osc],
+    ))
+}
+
+/// AML that is made already.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// `_CRS`: the bus, the configuration ports, and the windows that BARs can be in. The windows are not marked prefetchable: a BAR
+/// that is not must be allowed into the high one too.
+fn resources(config: &AcpiConfig) -> Name {
+    let memory = AddressSpaceCacheable::NotCacheable;
+    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
+    let buses = AddressSpace::new_bus_number(0_u16, ECAM_LAST_BUS.into());
+    let config_ports = io(PCI_CONFIG);
+    let io_below = AddressSpace::new_io(0_u16, PCI_CONFIG.start - 1, None);
+    let last_port = u16::try_from(PCI_IO.end - 1).unwrap_or(u16::MAX);
+    let io_above = AddressSpace::new_io(PCI_CONFIG.end, last_port, None);
+    let vga = AddressSpace::new_memory(
+        memory,
+        true,
+        low(VGA_MEMORY.start),
+        low(VGA_MEMORY.end - 1),
+        None,
+    );
+    let memory32 = AddressSpace::new_memory(
+        memory,
+        true,
+        low(PCI_MMIO32.start),
+        low(PCI_MMIO32.end - 1),
+        None,
+    );
+    let mut all: Vec<&dyn Aml> = vec![&buses, &config_ports, &io_below, &io_above, &vga, &memory32];
+    let high = &config.memory64;
+    let memory64 = (!high.is_empty())
+        .then(|| AddressSpace::new_memory(memory, true, high.start, high.end - 1, None));
+    all.extend(memory64.iter().map(|window| window as &dyn Aml));
+    Name::new("_CRS".into(), &ResourceTemplate::new(all))
+}
+
+/// `_PRT`: each slot's four pins, wired to inputs of the I/O APIC for good.
+fn routing() -> Name {
+    let mut entries = PackageBuilder::new();
+    for device in 1..=LAST_SLOT {
+        for pin in 0..4_u8 {
+            // All functions of the device.
+            let address = u32::from(device) << 16 | 0xffff;
+            let (no_link, gsi) = (0_u8, intx_gsi(device, pin + 1));
+            entries.add_element(&Package::new(vec![&address, &pin, &no_link, &gsi]));
+        }
+    }
+    Name::new("_PRT".into(), &entries)
+}
+
+/// `_OSC`: which features the guest drives itself.
+fn control() -> Vec<u8> {
+    let (uuid, revision, capabilities) = (Arg(0), Arg(1), Arg(3));
+    let (status, control, wanted) = (Path::new("CDW1"), Path::new("CDW3"), Local(0));
+    let (status_at, control_at) = (0_u8, 8_u8);
+    let status_field = CreateDWordField::new(&status, &capabilities, &status_at);
+    let control_field = CreateDWordField::new(&control, &capabilities, &control_at);
+
+    let known_revision = OSC_REVISION;
+    let other_revision = NotEqual::new(&revision, &known_revision);
+    let say_revision = Or::new(&status, &status, &OSC_UNKNOWN_REVISION);
+    let if_revision = If::new(&other_revision, vec![&say_revision]);
+
+    let save = Store::new(&wanted, &control);
+    let grant = And::new(&control, &control, &OSC_GRANTED);
+    let cut = NotEqual::new(&control, &wanted);
+    let say_cut = Or::new(&status, &status, &OSC_CAPABILITIES_MASKED);
+    let if_cut = If::new(&cut, vec![&say_cut]);
+
+    let pci = Uuid::new(OSC_PCI_HOST_BRIDGE);
+    let is_pci = Equal::new(&uuid, &pci);
+    let if_pci = If::new(
+        &is_pci,
+        vec![&control_field, &if_revision, &save, &grant, &if_cut],
+    );
+    let say_uuid = Or::new(&status, &status, &OSC_UNKNOWN_UUID);
+    let otherwise = Else::new(vec![&say_uuid]);
+    let answer = Return::new(&capabilities);
+    // Serialized, because it makes named fields.
+    bytes(&Method::new(
+        "_OSC".into(),
+        4,
+        true,
+        vec![&status_field, &if_pci, &otherwise, &answer],
+    ))
+}
