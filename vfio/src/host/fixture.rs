@@ -54,7 +54,9 @@ pub(super) struct Fixture {
 impl Fixture {
     /// A machine with an IOMMU, vfio-pci, and this process; no devices.
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where that is possible: the journal's fsyncs would be most of the tests' time.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let dir = dir.unwrap();
         let kernel = Arc::new(FakeKernel::new(dir.path().join("sys")));
         let fixture = Self { dir, kernel };
         fixture.file("sys/class/iommu/dmar0/uevent", "");
@@ -101,6 +103,7 @@ impl Fixture {
 
     /// `pid` opens `file`, a path below /dev.
     pub(super) fn open(&self, pid: u32, file: &str) {
+        self.file(&format!("dev/{file}"), "");
         self.link(&format!("proc/{pid}/fd/9"), self.path("dev").join(file));
     }
 

@@ -29,7 +29,12 @@ impl Host {
     /// Who has the group, or a device in it, open. Needs the right to look at other people's processes: without it only one's
     /// own are seen.
     pub fn holders(&self, group: u32) -> Vec<Holder> {
-        let files = self.vfio_files(group);
+        let mut files = self.vfio_files(group);
+        // They are there only while a device of the group is on vfio-pci; without them, no need to look through every process.
+        files.retain(|file| file.exists());
+        if files.is_empty() {
+            return Vec::new();
+        }
         let mut pids: Vec<u32> = sysfs::names(&self.roots.proc)
             .iter()
             .filter_map(|name| name.parse().ok())

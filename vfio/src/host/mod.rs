@@ -19,6 +19,7 @@ mod journal;
 pub mod limits;
 mod mac;
 mod netlink;
+mod refusals;
 mod resolve;
 mod restore;
 pub mod sriov;
@@ -34,15 +35,16 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use devices::pci::Bdf;
 
-pub use binding::{BindOptions, BindingError, Taken};
+pub use binding::{BindOptions, Taken};
 pub use danger::Danger;
 pub use device::{Device, DeviceError, NetInterface, Sriov};
 pub use groups::{Group, GroupError, GroupNotViable, Member};
 pub use holders::Holder;
-pub use iommu::NoIommu;
+pub use iommu::{NoIommu, NoIommuCause};
 pub use journal::JournalError;
 pub use mac::{Mac, MacParseError};
 pub use netlink::NetlinkError;
+pub use refusals::BindingError;
 pub use resolve::ResolveError;
 pub use restore::{Outcome, Restored};
 pub use steps::StepError;

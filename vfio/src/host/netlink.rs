@@ -232,4 +232,24 @@ mod tests {
         // The conversation goes on after a refusal.
         assert!(netlink.link("lo").is_ok());
     }
+
+    #[test]
+    fn an_interface_is_brought_up_and_one_without_functions_takes_no_address_for_them() {
+        // In a network namespace of this thread alone, where lo starts down.
+        #[expect(unsafe_code, reason = "unshare is a foreign call")]
+        // SAFETY: no pointers; only this thread's network namespace changes.
+        let alone = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+        if !alone {
+            return eprintln!("SKIPPED (no right to make a network namespace)");
+        }
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.link("lo").unwrap();
+        assert!(!lo.up);
+        netlink.set_up(lo.index).unwrap();
+        assert!(netlink.link("lo").unwrap().up);
+        let error = netlink.set_mac(lo.index, 0, Mac([2, 0, 0, 0, 0, 1]));
+        let error = error.unwrap_err().to_string();
+        let what = "setting the address of virtual function 0 to 02:00:00:00:00:01: ";
+        assert!(error.starts_with(what), "{error}");
+    }
 }

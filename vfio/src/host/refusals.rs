@@ -1,0 +1,152 @@
+//! Which devices are not taken, and what people are told: all of it before anything is changed.
+
+use devices::pci::Bdf;
+
+use super::{
+    BindOptions, Danger, Device, DeviceError, GroupError, Holder, Host, JournalError, StepError,
+    is_vfio, journal::Journal, short, steps::VFIO_PCI,
+};
+
+/// Devices cannot be bound. What had been changed is back as it was, unless the text says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum BindingError {
+    /// There is no such device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Its group does not allow it.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// It is a bridge.
+    #[error(
+        "{0}: is a bridge, which a guest cannot have: the devices behind it need it\n  see which devices can be assigned:  viaduct list"
+    )]
+    Bridge(Bdf),
+    /// The host stands on it.
+    #[error("{device}: not taken from this host: {}\n  if that is what you want:  viaduct bind --force {}", list(dangers), short(*device))]
+    Danger {
+        /// Which device.
+        device: Bdf,
+        /// Why not; at least one reason.
+        dangers: Vec<Danger>,
+    },
+    /// Another process has it.
+    #[error(
+        "{device}: in use by {}\n  end that process, or take another device:  viaduct list",
+        list(holders)
+    )]
+    InUse {
+        /// Which device.
+        device: Bdf,
+        /// Who; at least one.
+        holders: Vec<Holder>,
+    },
+    /// The kernel cannot give devices to userspace.
+    #[error(
+        "{device}: there is no vfio-pci driver in this kernel: {said}\n  install the modules of the running kernel, then:  modprobe vfio-pci"
+    )]
+    NoVfio {
+        /// Which device wants it.
+        device: Bdf,
+        /// What the module loader said.
+        said: String,
+    },
+    /// The previous driver cannot be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A step failed.
+    #[error(transparent)]
+    Step(#[from] StepError),
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    let items: Vec<String> = items.iter().map(T::to_string).collect();
+    items.join(" and ")
+}
+
+impl Host {
+    /// What [`Host::take`] checks before it changes anything. Loads the driver's module.
+    pub fn check_take(&self, devices: &[Bdf], options: &BindOptions) -> Result<(), BindingError> {
+        for &device in devices {
+            self.check_one(device, options)?;
+            self.viability(device, devices)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_one(&self, device: Bdf, options: &BindOptions) -> Result<(), BindingError> {
+        let facts = self.device(device)?;
+        if facts.is_bridge() {
+            return Err(BindingError::Bridge(device));
+        }
+        let group = self.group_of(device)?.number;
+        self.refuse_if_held_by(device, self.holders(group))?;
+        if facts.driver.as_deref().is_some_and(is_vfio) {
+            return Ok(());
+        }
+        if !options.force {
+            self.refuse_if_dangerous(&facts)?;
+        }
+        self.ensure_vfio(device)
+    }
+
+    pub(super) fn refuse_if_dangerous(&self, device: &Device) -> Result<(), BindingError> {
+        let dangers = self.dangers(device);
+        if dangers.is_empty() {
+            return Ok(());
+        }
+        let device = device.bdf;
+        Err(BindingError::Danger { device, dangers })
+    }
+
+    /// vfio-pci is there, or comes when called.
+    fn ensure_vfio(&self, device: Bdf) -> Result<(), BindingError> {
+        if self.driver_dir(VFIO_PCI).exists() {
+            return Ok(());
+        }
+        // The container's backend is a module of its own, which only some module loaders bring along. vfio-pci is what counts.
+        let _may_be_built_in = self.changes.load_module("vfio_iommu_type1");
+        let said = match self.changes.load_module(VFIO_PCI) {
+            Ok(()) if self.driver_dir(VFIO_PCI).exists() => return Ok(()),
+            Ok(()) => "the module is loaded but has not registered".into(),
+            Err(error) => error.to_string(),
+        };
+        Err(BindingError::NoVfio { device, said })
+    }
+
+    /// Whether a living viaduct owns it, or anyone has its group open.
+    pub(super) fn refuse_if_held(
+        &self,
+        device: &Device,
+        journal: &Journal<'_>,
+    ) -> Result<(), BindingError> {
+        self.refuse_if_owned(device.bdf, journal)?;
+        let on_vfio = device.driver.as_deref().is_some_and(is_vfio);
+        let group = device.iommu_group.filter(|_| on_vfio);
+        let holders = group.map(|group| self.holders(group)).unwrap_or_default();
+        self.refuse_if_held_by(device.bdf, holders)
+    }
+
+    fn refuse_if_held_by(&self, device: Bdf, holders: Vec<Holder>) -> Result<(), BindingError> {
+        // We may have it open ourselves: the files of a guest that has just ended close a moment late.
+        let mut holders = holders;
+        holders.retain(|holder| holder.pid != std::process::id());
+        if holders.is_empty() {
+            return Ok(());
+        }
+        Err(BindingError::InUse { device, holders })
+    }
+
+    pub(super) fn refuse_if_owned(
+        &self,
+        device: Bdf,
+        journal: &Journal<'_>,
+    ) -> Result<(), BindingError> {
+        match journal.get(device).and_then(|entry| entry.owner.as_ref()) {
+            Some(owner) if self.is_alive(owner) => {
+                let holders = vec![self.holder(owner.pid)];
+                Err(BindingError::InUse { device, holders })
+            }
+            _ => Ok(()),
+        }
+    }
+}
