@@ -188,6 +188,20 @@ impl Fixture {
         host
     }
 
+    /// Somebody gives the device to `driver` by hand, reserving it or not.
+    pub(super) fn hand_over(&self, device: Bdf, driver: &str, reserve: bool) {
+        self.driver(driver);
+        let dir = format!("sys/bus/pci/devices/{device}");
+        let _had_none = fs::remove_file(self.path(&format!("{dir}/driver")));
+        self.link(
+            &format!("{dir}/driver"),
+            format!("../../../../bus/pci/drivers/{driver}"),
+        );
+        if reserve {
+            self.file(&format!("{dir}/driver_override"), format!("{driver}\n"));
+        }
+    }
+
     pub(super) fn driver_of(&self, bdf: Bdf) -> Option<String> {
         self.host().driver_of(bdf)
     }

@@ -322,7 +322,10 @@ fn a_driver_that_does_not_let_go_is_reported_and_not_waited_for() {
         matches!(error, BindingError::Step(StepError::Sleeps { .. })),
         "{error}"
     );
-    // It stays in the journal while it sleeps …
+    // It is not tried again at once, …
+    let reserved = fixture.host().driver_override(device).unwrap();
+    assert_eq!(reserved.as_deref(), Some("vfio-pci"));
+    // … stays in the journal while it sleeps, …
     fixture.end_process(std::process::id());
     let restored = fixture.hurried_host().restore().unwrap();
     assert!(
@@ -362,21 +365,54 @@ fn a_device_that_went_away_is_forgotten() {
 
 #[test]
 fn a_device_that_someone_gave_to_a_third_driver_stays_there() {
+    // The reservation goes if it is ours, and stays if it is theirs.
+    for (reserve, remains) in [(false, None), (true, Some("uio_pci_generic"))] {
+        let fixture = Fixture::new();
+        let device = fixture.add(function("03:10.3"));
+        let host = fixture.host();
+        host.bind(&[device], &options()).unwrap();
+        fixture.hand_over(device, "uio_pci_generic", reserve);
+        let restored = host.restore().unwrap();
+        assert_eq!(
+            restored[0].to_string(),
+            "0000:03:10.3: bound to uio_pci_generic in the meantime, left there"
+        );
+        assert_eq!(host.driver_override(device).unwrap().as_deref(), remains);
+    }
+}
+
+#[test]
+fn a_device_that_someone_gave_to_a_third_driver_goes_back_to_that_one() {
     let fixture = Fixture::new();
     let device = fixture.add(function("03:10.3"));
     let host = fixture.host();
-    fixture.driver("uio_pci_generic");
     host.bind(&[device], &options()).unwrap();
-    let driver = fixture.path(&format!("sys/bus/pci/devices/{device}/driver"));
-    fs::remove_file(&driver).unwrap();
-    std::os::unix::fs::symlink("../../drivers/uio_pci_generic", driver).unwrap();
-    let restored = host.restore().unwrap();
-    assert_eq!(
-        restored[0].to_string(),
-        "0000:03:10.3: bound to uio_pci_generic in the meantime, left there"
+    fixture.hand_over(device, "uio_pci_generic", false);
+    fixture.file(
+        "sys/bus/pci/devices/0000:03:10.3/natural",
+        "uio_pci_generic\n",
     );
-    // But the reservation was ours, and goes.
-    assert_eq!(host.driver_override(device).unwrap(), None);
+    host.take(&[device], &options())
+        .unwrap()
+        .give_back()
+        .unwrap();
+    assert_eq!(
+        fixture.driver_of(device).as_deref(),
+        Some("uio_pci_generic")
+    );
+}
+
+#[test]
+fn what_this_process_has_open_itself_does_not_keep_it_from_taking_or_giving_back() {
+    let fixture = Fixture::new();
+    let device = fixture.add(function("03:10.3"));
+    let taken = fixture.host().take(&[device], &options()).unwrap();
+    fixture.open(std::process::id(), "vfio/8");
+    let other = fixture.add(function("03:10.5"));
+    let also = fixture.host().take(&[other], &options()).unwrap();
+    also.give_back().unwrap();
+    taken.give_back().unwrap();
+    assert_eq!(fixture.driver_of(device).as_deref(), Some("igbvf"));
 }
 
 #[test]

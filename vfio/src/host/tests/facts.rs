@@ -257,7 +257,7 @@ const ROUTES: &str = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU
 fn a_device_that_the_host_does_without_is_no_danger() {
     let found = dangers(|fixture| {
         let routes = format!(
-            "{ROUTES}eth2 0002000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\neth9 00000000 0202000A 0003 0 0 0 00000000 0 0 0\n"
+            "{ROUTES}eth2 0002000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\neth2 00000000 00000000 0001 0 0 0 000000FF 0 0 0\neth9 00000000 0202000A 0003 0 0 0 00000000 0 0 0\n"
         );
         fixture.file("proc/net/route", routes);
         fixture.file(
@@ -313,6 +313,19 @@ fn a_mounted_file_system_is_found_by_number_by_name_and_through_a_mapping() {
         let (disk, at) = ("sda2".into(), "/srv".into());
         assert_eq!(mounted(text), [Danger::Mounted { disk, at }], "{text}");
     }
+}
+
+#[test]
+fn a_path_to_a_multipath_namespace_stands_for_the_namespace() {
+    let found = dangers(|fixture| {
+        let path = "../../devices/pci0000:00/0000:03:00.1/nvme/nvme0/nvme0c1n1";
+        fixture.link("sys/class/block/nvme0c1n1", path);
+        fixture.file("sys/class/block/nvme0n1/dev", "259:0\n");
+        let mounts = "22 1 259:0 / / rw - ext4 /dev/nvme0n1 rw\n";
+        fixture.file("proc/self/mountinfo", mounts);
+    });
+    let (disk, at) = ("nvme0c1n1".into(), "/".into());
+    assert_eq!(found, [Danger::Mounted { disk, at }]);
 }
 
 #[test]
