@@ -4,4 +4,5 @@ pub mod gdt;
 pub mod linux;
 pub mod paging;
 pub mod placement;
+pub mod pvh;
 pub mod registers;

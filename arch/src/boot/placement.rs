@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::{
+    boot::paging::MAPPED_END,
     layout::{HIGH_RAM, RAM_HOLE},
     ram::RamRange,
 };
@@ -125,6 +126,19 @@ fn too_large(
     }
 }
 
+/// No piece of RAM has `len` bytes for a kernel that cannot be below `lowest`.
+pub(crate) fn no_room(ram: &[RamRange], len: u64, lowest: u64) -> PlaceError {
+    let free = |piece: &RamRange| {
+        let end = piece.end().min(MAPPED_END);
+        end.saturating_sub(piece.guest.max(lowest))
+    };
+    PlaceError::Kernel {
+        need_mib: mib_up(len),
+        lowest,
+        have_mib: ram.iter().map(free).max().unwrap_or(0) >> 20,
+    }
+}
+
 /// Whether RAM has all of `range` in one piece.
 pub(crate) fn is_in_ram(ram: &[RamRange], range: &Range<u64>) -> bool {
     ram.iter()
@@ -132,7 +146,7 @@ pub(crate) fn is_in_ram(ram: &[RamRange], range: &Range<u64>) -> bool {
 }
 
 /// Bytes as whole MiB, rounded up.
-pub(crate) fn mib_up(bytes: u64) -> u64 {
+fn mib_up(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 

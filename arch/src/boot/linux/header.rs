@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::{
     boot::{
         paging::MAPPED_END,
-        placement::{self, PlaceError, mib_up},
+        placement::{self, PlaceError},
     },
     layout::{COMMAND_LINE_ROOM, HIGH_RAM},
     ram::RamRange,
@@ -215,15 +215,7 @@ impl SetupHeader {
             true => HIGH_RAM.next_multiple_of(self.alignment),
             false => self.pref_address,
         };
-        let free = |piece: &RamRange| {
-            let end = piece.end().min(REACH);
-            end.saturating_sub(piece.guest.max(lowest))
-        };
-        PlaceError::Kernel {
-            need_mib: mib_up(self.init_size),
-            lowest,
-            have_mib: ram.iter().map(free).max().unwrap_or(0) >> 20,
-        }
+        placement::no_room(ram, self.init_size, lowest)
     }
 }
 
