@@ -1,1 +1,17 @@
-//! The machine.
+//! The machine: KVM, guest RAM, assembly, the vCPU loop, control; and what the `viaduct` command does with it.
+
+pub mod binding;
+pub mod boot;
+pub mod cli;
+pub mod console;
+pub mod events;
+pub mod input;
+pub mod kvm;
+pub mod machine;
+pub mod platform;
+pub mod processors;
+pub mod ram;
+pub mod run;
+pub mod signals;
+pub mod stats;
+pub mod vcpu;

@@ -1,0 +1,62 @@
+//! The arguments of `viaduct run`.
+
+use std::{convert::Infallible, path::PathBuf, str::FromStr};
+
+use clap::Args;
+
+use super::{MemoryArg, VfioArg};
+use crate::console::Serial;
+
+/// Boot a guest.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    viaduct run --kernel vmlinuz --initrd initrd.img --vfio 03:10.3\n  \
+    viaduct run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/sda1' --cpus 4 --memory 8G --vfio eth2,addr=06\n\n\
+    On a terminal, Ctrl-A x ends the machine and Ctrl-A Ctrl-A sends a Ctrl-A.")]
+pub struct RunArgs {
+    /// Linux kernel: a bzImage, or an ELF vmlinux with a PVH entry
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "STRING", default_value = "console=ttyS0")]
+    pub cmdline: String,
+    /// Number of virtual CPUs, 1 to 254
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
+    pub cpus: u8,
+    /// Guest memory: SIZE[,hugepages=2M|1G|thp|off][,prefault=on|off]
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: MemoryArg,
+    /// Assign a host PCI function: DEV[,addr=SLOT[.FN]][,mac=MAC][,managed=on|off]; may be repeated
+    #[arg(long, value_name = "DEV")]
+    pub vfio: Vec<VfioArg>,
+    /// Where the guest's serial port goes: stdio, null, or a file
+    #[arg(long, value_name = "stdio|FILE|null", default_value = "stdio")]
+    pub serial: Serial,
+    /// End when the guest asks for a reboot
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Print what would happen, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Write counters to a JSON file, every second and at the end
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+    /// Assign devices that the host itself is using
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl FromStr for Serial {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "stdio" => Self::Stdio,
+            "null" => Self::Null,
+            path => Self::File(path.into()),
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! The person's side of the guest's serial port: the terminal (or a file, or nothing) behind it.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::AsRawFd,
+};
+
+/// Ctrl-A, as the terminal sends it.
+const CTRL_A: u8 = 0x01;
+
+/// A terminal in raw mode, put back as it was when dropped.
+pub struct RawTerminal {
+    saved: libc::termios,
+}
+
+impl RawTerminal {
+    /// Sets the terminal on standard input to raw mode; `None` when there is none.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let fd = io::stdin().as_raw_fd();
+        // SAFETY: isatty looks at a descriptor number and nothing else.
+        if unsafe { libc::isatty(fd) } == 0 {
+            return Ok(None);
+        }
+        // SAFETY: termios is plain integers, for which zero is a value.
+        let mut saved: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: `saved` is a termios to write to.
+        check(unsafe { libc::tcgetattr(fd, &raw mut saved) })?;
+        let mut raw = saved;
+        // SAFETY: `raw` is a termios that tcgetattr filled.
+        unsafe { libc::cfmakeraw(&raw mut raw) };
+        // Our own messages still begin at the left margin.
+        raw.c_oflag |= libc::OPOST;
+        // SAFETY: `raw` is a valid termios.
+        check(unsafe { libc::tcsetattr(fd, libc::TCSANOW, &raw const raw) })?;
+        Ok(Some(Self { saved }))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // SAFETY: `saved` is what tcgetattr gave.
+        let restored = unsafe {
+            libc::tcsetattr(
+                io::stdin().as_raw_fd(),
+                libc::TCSANOW,
+                &raw const self.saved,
+            )
+        };
+        if restored != 0 {
+            log::warn!("the terminal cannot be restored; type  reset");
+        }
+    }
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Ctrl-A is the escape key, as in QEMU: Ctrl-A x ends the machine, Ctrl-A Ctrl-A (or a) sends one.
+#[derive(Default)]
+pub struct Escape {
+    pending: bool,
+}
+
+impl Escape {
+    /// Takes what was typed; leaves in `typed` what is for the guest. True when the person wants out.
+    pub fn filter(&mut self, typed: &mut Vec<u8>) -> bool {
+        let mut quit = false;
+        typed.retain_mut(|byte| match (self.pending, *byte) {
+            (true, key) => {
+                self.pending = false;
+                quit |= key == b'x' || key == b'X';
+                *byte = CTRL_A;
+                key == CTRL_A || key == b'a'
+            }
+            (false, CTRL_A) => {
+                self.pending = true;
+                false
+            }
+            (false, _) => true,
+        });
+        quit
+    }
+}
+
+/// Where the serial port goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Serial {
+    /// Standard input and output.
+    Stdio,
+    /// Output to a file, no input.
+    File(std::path::PathBuf),
+    /// Nowhere.
+    Null,
+}
+
+impl Serial {
+    /// What output is written to.
+    pub fn sink(&self) -> io::Result<Box<dyn Write + Send>> {
+        Ok(match self {
+            Self::Stdio => Box::new(io::stdout()),
+            Self::File(path) => Box::new(File::create(path)?),
+            Self::Null => Box::new(io::sink()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ctrl_a_x_quits_and_reaches_no_guest() {
+        let mut typed = b"ls\x01x".to_vec();
+        assert!(Escape::default().filter(&mut typed));
+        assert_eq!(typed, b"ls");
+    }
+
+    #[test]
+    fn ctrl_a_twice_sends_one_even_across_reads() {
+        let mut escape = Escape::default();
+        let mut first = b"a\x01".to_vec();
+        assert!(!escape.filter(&mut first));
+        let mut second = b"\x01b".to_vec();
+        assert!(!escape.filter(&mut second));
+        assert_eq!(
+            (first.as_slice(), second.as_slice()),
+            (&b"a"[..], &b"\x01b"[..])
+        );
+    }
+}

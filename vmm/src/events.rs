@@ -1,0 +1,158 @@
+//! What the main thread waits for while the vCPUs run: one of them stopping, a signal, the next second of `--stats`.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    time::Duration,
+};
+
+use vmm_sys_util::{
+    epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
+    eventfd::EventFd,
+    timerfd::TimerFd,
+};
+
+use crate::{signals::Signals, vcpu::Stop};
+
+/// Something that the machine has to act on.
+#[derive(Debug)]
+pub enum Event {
+    /// A vCPU stopped.
+    Stopped {
+        /// Which.
+        vcpu: u32,
+        /// Why.
+        stop: Stop,
+    },
+    /// The person wants out: a signal's name, or the keys.
+    Quit(&'static str),
+    /// Time to write the statistics.
+    Stats,
+}
+
+/// Where vCPU threads say that they stopped.
+#[derive(Clone)]
+pub struct Mailbox {
+    sender: Sender<Event>,
+    bell: Arc<EventFd>,
+}
+
+impl Mailbox {
+    /// Leaves an event for the main thread.
+    pub fn post(&self, event: Event) {
+        // Nobody listens any more when the machine is being torn down, and then nothing is lost.
+        let _ = self.sender.send(event);
+        let _ = self.bell.write(1);
+    }
+}
+
+/// What the main thread waits on.
+pub struct Events {
+    epoll: Epoll,
+    signals: Signals,
+    mailbox: Mailbox,
+    posted: Receiver<Event>,
+    stats_timer: Option<TimerFd>,
+}
+
+/// Tells the descriptors apart in the epoll set.
+mod token {
+    pub(super) const SIGNALS: u64 = 0;
+    pub(super) const POSTED: u64 = 1;
+    pub(super) const STATS: u64 = 2;
+}
+
+const STATS_PERIOD: Duration = Duration::from_secs(1);
+
+impl Events {
+    /// Waits for `signals` and for what is posted; more is added by the other methods.
+    pub fn new(signals: Signals) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        watch(&epoll, signals.as_raw_fd(), token::SIGNALS)?;
+        watch(&epoll, bell.as_raw_fd(), token::POSTED)?;
+        let (sender, posted) = mpsc::channel();
+        let mailbox = Mailbox { sender, bell };
+        Ok(Self {
+            epoll,
+            signals,
+            mailbox,
+            posted,
+            stats_timer: None,
+        })
+    }
+
+    /// Where to post events.
+    pub fn mailbox(&self) -> Mailbox {
+        self.mailbox.clone()
+    }
+
+    /// Asks for `Event::Stats` every second.
+    pub fn tick(&mut self) -> io::Result<()> {
+        let error = |errno: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(errno.errno());
+        let mut timer = TimerFd::new().map_err(error)?;
+        timer
+            .reset(STATS_PERIOD, Some(STATS_PERIOD))
+            .map_err(error)?;
+        watch(&self.epoll, timer.as_raw_fd(), token::STATS)?;
+        self.stats_timer = Some(timer);
+        Ok(())
+    }
+
+    /// Forgets what stopped vCPUs have posted: several can stop for one and the same reset.
+    pub fn forget_posted(&self) {
+        while self.posted.try_recv().is_ok() {}
+    }
+
+    /// A signal that came before anybody waited.
+    pub fn pending_signal(&mut self) -> Option<&'static str> {
+        self.signals.take()
+    }
+
+    /// Waits for the next event.
+    pub fn wait(&mut self) -> io::Result<Event> {
+        let mut ready = [EpollEvent::default(); 8];
+        loop {
+            if let Ok(event) = self.posted.try_recv() {
+                return Ok(event);
+            }
+            let count = match self.epoll.wait(-1, &mut ready) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            for event in ready.iter().take(count) {
+                if let Some(event) = self.on_ready(event.data()) {
+                    return Ok(event);
+                }
+            }
+        }
+    }
+
+    fn on_ready(&mut self, token: u64) -> Option<Event> {
+        match token {
+            token::SIGNALS => return self.signals.take().map(Event::Quit),
+            token::STATS => {
+                if let Some(timer) = &mut self.stats_timer {
+                    // Ready, so this does not block; how many periods passed does not matter.
+                    let _ = timer.wait();
+                }
+                return Some(Event::Stats);
+            }
+            // The bell only wakes; what was posted is in the channel.
+            _ => drop(self.mailbox.bell.read()),
+        }
+        None
+    }
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    epoll.ctl(
+        ControlOperation::Add,
+        fd,
+        EpollEvent::new(EventSet::IN, token),
+    )
+}

@@ -1,0 +1,243 @@
+//! `viaduct run`: devices taken, machine assembled and run, devices given back on every way out.
+
+use std::{
+    error::Error,
+    fs,
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+
+use devices::pci::{Bdf, Slot};
+use vfio::host::{BindOptions, Host, Mac, limits};
+
+use crate::{
+    binding::Ended,
+    cli::{VfioArg, run::RunArgs},
+    console::{RawTerminal, Serial},
+    events::Events,
+    input,
+    machine::{Config, Machine, Outcome},
+    signals::Signals,
+};
+
+/// The guest died: triple fault, panic, or KVM gave up on it.
+const GUEST_DIED: u8 = 3;
+
+/// Descriptors that a machine needs besides those of its vectors: KVM, VFIO, files, terminals, with room to spare.
+const BASE_DESCRIPTORS: u64 = 256;
+/// Vectors of one function at most (PCI 3.0 §6.8.2: the table size field has 11 bits), an eventfd each.
+const MAX_VECTORS: u64 = 2048;
+
+/// A wish that this host cannot fulfil, found before anything is changed.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(
+        "{what} of memory are more than this host has ({has} MiB)\n  give the guest less:  --memory {fits}M"
+    )]
+    TooMuchMemory { what: String, has: u64, fits: u64 },
+    #[error(
+        "slot {slot} is asked for twice\n  give each --vfio an addr= of its own, or leave it out"
+    )]
+    SlotTwice { slot: Slot },
+    #[error("{device} is named twice\n  name each device once")]
+    DeviceTwice { device: Bdf },
+    #[error("all 31 slots of the guest's bus are taken")]
+    NoSlot,
+}
+
+/// `viaduct run`
+pub fn run(args: &RunArgs) -> Ended {
+    let host = Host::new();
+    let assigned = assign_slots(&host, &args.vfio)?;
+    check_memory(args.memory.size_bytes)?;
+    let config = config(args, &assigned);
+    if args.dry_run {
+        return dry_run(&host, args, &config);
+    }
+
+    // From here on a signal waits until it can be answered in good order.
+    let signals = Signals::block()?;
+    Machine::check(&config)?;
+    let functions: Vec<Bdf> = assigned.iter().map(|(function, _)| *function).collect();
+    if !functions.is_empty() {
+        limits::allow_locked(config.memory_bytes)?;
+        limits::allow_open_files(BASE_DESCRIPTORS + MAX_VECTORS * functions.len() as u64)?;
+    }
+    for (arg, (function, _)) in args.vfio.iter().zip(&assigned) {
+        // Through the PF's driver, so before the VF leaves its own.
+        host.prepare_function(*function, arg.mac.map(Mac))?;
+    }
+    let managed: Vec<Bdf> = args
+        .vfio
+        .iter()
+        .zip(&functions)
+        .filter(|(arg, _)| arg.managed)
+        .map(|(_, f)| *f)
+        .collect();
+    let taken = host.take(
+        &managed,
+        &BindOptions {
+            force: args.force,
+            guest: None,
+        },
+    )?;
+
+    // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
+    let outcome = run_machine(config, signals);
+    let given_back = taken.give_back();
+    let outcome = outcome?;
+    given_back?;
+    Ok(report(&outcome))
+}
+
+fn run_machine(config: Config, signals: Signals) -> Result<Outcome, Box<dyn Error>> {
+    let mut events = Events::new(signals)?;
+    let on_stdio = config.serial == Serial::Stdio;
+    let mut machine = Machine::assemble(config)?;
+    if let Some(signal) = events.pending_signal() {
+        return Ok(Outcome::Quit(signal));
+    }
+    // Raw only now: an error of the assembly is printed to a terminal in its usual mode.
+    let terminal = if on_stdio {
+        RawTerminal::enter()?
+    } else {
+        None
+    };
+    if on_stdio {
+        input::start(machine.uart(), events.mailbox(), terminal.is_some())?;
+    }
+    Ok(machine.run(&mut events)?)
+}
+
+fn report(outcome: &Outcome) -> ExitCode {
+    match outcome {
+        Outcome::Shutdown => ExitCode::SUCCESS,
+        Outcome::Quit(how) => {
+            if io::stderr().is_terminal() {
+                eprintln!("\nviaduct: ended by {how}");
+            }
+            ExitCode::SUCCESS
+        }
+        Outcome::Died(how) => {
+            eprintln!("viaduct: the guest died: {how}");
+            ExitCode::from(GUEST_DIED)
+        }
+    }
+}
+
+fn config(args: &RunArgs, assigned: &[(Bdf, Slot)]) -> Config {
+    Config {
+        kernel: args.kernel.clone(),
+        initrd: args.initrd.clone(),
+        cmdline: args.cmdline.clone(),
+        cpus: args.cpus.into(),
+        memory_bytes: args.memory.size_bytes,
+        pages: args.memory.pages,
+        // The DMA map pins all of RAM one page after the other; populated by several threads first, that is several times faster.
+        prefault: args.memory.prefault.unwrap_or(!assigned.is_empty()),
+        assigned: assigned.to_vec(),
+        serial: args.serial.clone(),
+        no_reboot: args.no_reboot,
+        stats: args.stats.clone(),
+    }
+}
+
+/// Which function goes where: as asked, and the others into the first free slots.
+fn assign_slots(host: &Host, args: &[VfioArg]) -> Result<Vec<(Bdf, Slot)>, Box<dyn Error>> {
+    let mut taken: Vec<Slot> = Vec::new();
+    for slot in args.iter().filter_map(|arg| arg.slot) {
+        if taken.contains(&slot) {
+            return Err(RunError::SlotTwice { slot }.into());
+        }
+        taken.push(slot);
+    }
+    let mut assigned: Vec<(Bdf, Slot)> = Vec::new();
+    for arg in args {
+        let device = host.resolve(&arg.device)?;
+        if assigned.iter().any(|(other, _)| *other == device) {
+            return Err(RunError::DeviceTwice { device }.into());
+        }
+        let slot = match arg.slot {
+            Some(slot) => slot,
+            None => first_free(&taken).ok_or(RunError::NoSlot)?,
+        };
+        taken.push(slot);
+        assigned.push((device, slot));
+    }
+    Ok(assigned)
+}
+
+/// A slot none of whose functions is taken. Slot 0 is the host bridge.
+fn first_free(taken: &[Slot]) -> Option<Slot> {
+    let free = |device: &u8| taken.iter().all(|slot| slot.device != *device);
+    (1..32).find(free).map(|device| Slot {
+        device,
+        function: 0,
+    })
+}
+
+/// The kernel overcommits: without a look at what there is, the guest would start and the host run out.
+fn check_memory(wanted: u64) -> Result<(), RunError> {
+    let Some(has) = total_memory_kib() else {
+        return Ok(());
+    };
+    let has_bytes = has.saturating_mul(1024);
+    if wanted <= has_bytes {
+        return Ok(());
+    }
+    let what = format!("{} MiB", wanted >> 20);
+    Err(RunError::TooMuchMemory {
+        what,
+        has: has_bytes >> 20,
+        fits: (has_bytes / 2) >> 21 << 1,
+    })
+}
+
+/// RAM and swap of this host, from /proc/meminfo (proc(5)).
+fn total_memory_kib() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim_start_matches(':')
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
+    };
+    field("MemTotal").map(|ram| ram + field("SwapTotal").unwrap_or(0))
+}
+
+fn dry_run(host: &Host, args: &RunArgs, config: &Config) -> Ended {
+    Machine::check(config)?;
+    println!(
+        "guest: {} vCPU, {} MiB of RAM",
+        config.cpus,
+        config.memory_bytes >> 20
+    );
+    println!("  kernel   {}", config.kernel.display());
+    if let Some(initrd) = &config.initrd {
+        println!("  initrd   {}", initrd.display());
+    }
+    println!("  cmdline  {}", config.cmdline);
+    let managed: Vec<Bdf> = args
+        .vfio
+        .iter()
+        .zip(&config.assigned)
+        .filter(|(arg, _)| arg.managed)
+        .map(|(_, (f, _))| *f)
+        .collect();
+    host.check_take(
+        &managed,
+        &BindOptions {
+            force: args.force,
+            guest: None,
+        },
+    )?;
+    for (function, slot) in &config.assigned {
+        println!("  00:{slot}  is the host's {function}");
+    }
+    for step in host.plan(&managed) {
+        println!("host: {step}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,221 @@
+//! The vCPU loop: run the guest, bring its accesses to the bus, count.
+
+use std::{
+    cell::Cell,
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use devices::bus::{Action, Bus};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::stats::{ExitCounters, ExitKind};
+
+/// Why a vCPU stopped running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// It was told to.
+    Asked,
+    /// The guest did something that concerns the whole machine.
+    Guest(Action),
+    /// The guest triple-faulted.
+    TripleFault,
+    /// KVM gave up on the guest; the text says how.
+    Failed(String),
+}
+
+/// What all vCPUs share.
+pub struct Shared {
+    /// I/O ports.
+    pub io: Arc<Bus>,
+    /// Memory outside RAM.
+    pub memory: Arc<Bus>,
+    /// Set to make every vCPU return; kicked ones look at it.
+    pub stop: AtomicBool,
+}
+
+impl Shared {
+    /// The buses that the vCPUs' accesses go to.
+    pub fn new(io: Arc<Bus>, memory: Arc<Bus>) -> Self {
+        Self {
+            io,
+            memory,
+            stop: AtomicBool::new(false),
+        }
+    }
+}
+
+/// A vCPU that is running on its own thread. Joining it gives the vCPU back.
+pub struct Running {
+    thread: JoinHandle<Vcpu>,
+}
+
+/// A vCPU that is not running.
+pub struct Vcpu {
+    /// Its number, which is its APIC ID.
+    pub id: u32,
+    /// KVM's side of it.
+    pub fd: VcpuFd,
+    /// What it exited for.
+    pub exits: Arc<ExitCounters>,
+}
+
+thread_local! {
+    /// `kvm_run.immediate_exit` of the vCPU that runs on this thread; null on every other thread. The kick writes to it.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// The signal that takes a vCPU out of the guest.
+fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+/// A kick can come between the look at `stop` and KVM_RUN: the signal alone would be lost there, so the handler also sets
+/// immediate_exit, which KVM_RUN looks at when it starts (Documentation/virt/kvm/api.rst, struct kvm_run).
+extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: the pointer is into the kvm_run page of the vCPU that this thread runs; `Vcpu::run` clears it before that goes.
+        unsafe { flag.write_volatile(1) };
+    }
+}
+
+/// Makes kicks work; once, before the first vCPU runs.
+pub fn install_kick_handler() -> std::io::Result<()> {
+    register_signal_handler(kick_signal(), on_kick)
+        .map_err(|errno| std::io::Error::from_raw_os_error(errno.errno()))
+}
+
+impl Running {
+    /// Starts `vcpu` on a thread of its own. `stopped` is called there when it stops by itself.
+    pub fn start(
+        mut vcpu: Vcpu,
+        shared: Arc<Shared>,
+        stopped: impl FnOnce(u32, Stop) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{}", vcpu.id))
+            .spawn(move || {
+                let stop = vcpu.run(&shared);
+                stopped(vcpu.id, stop);
+                vcpu
+            })?;
+        Ok(Self { thread })
+    }
+
+    /// Takes it out of the guest, to look at `stop`.
+    pub fn kick(&self) {
+        use std::os::unix::thread::JoinHandleExt;
+        // SAFETY: the thread has not been joined, so its pthread_t is valid; the signal has a handler.
+        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+    }
+
+    /// Waits for it and gives the vCPU back; `None` if its thread panicked.
+    pub fn join(self) -> Option<Vcpu> {
+        self.thread.join().ok()
+    }
+}
+
+impl Vcpu {
+    /// Runs the guest until something stops it.
+    fn run(&mut self, shared: &Shared) -> Stop {
+        let run: *mut kvm_bindings::kvm_run = self.fd.get_kvm_run();
+        // SAFETY: `run` points to this vCPU's kvm_run page, mapped as long as `self.fd` lives.
+        IMMEDIATE_EXIT.set(unsafe { &raw mut (*run).immediate_exit });
+        let stop = loop {
+            if shared.stop.load(Ordering::SeqCst) {
+                break Stop::Asked;
+            }
+            match self.run_once(run, shared) {
+                None => {}
+                Some(stop) => break stop,
+            }
+        };
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+        self.fd.set_kvm_immediate_exit(0);
+        stop
+    }
+
+    /// One entry into the guest and what it comes back with.
+    fn run_once(&mut self, run: *mut kvm_bindings::kvm_run, shared: &Shared) -> Option<Stop> {
+        let exits = &self.exits;
+        let exit = self.fd.run();
+        let action = match exit {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                exits.count(ExitKind::IoIn);
+                // A string instruction brings several elements at once, all of them for the same port.
+                for element in data.chunks_mut(io_size(run)) {
+                    shared.io.read(port.into(), element);
+                }
+                Action::None
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                exits.count(ExitKind::IoOut);
+                let write = |element| {
+                    shared
+                        .io
+                        .write(port.into(), element)
+                        .unwrap_or(Action::None)
+                };
+                let mut actions = data.chunks(io_size(run)).map(write);
+                actions
+                    .find(|action| *action != Action::None)
+                    .unwrap_or(Action::None)
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                exits.count(ExitKind::MmioRead);
+                shared.memory.read(address, data);
+                Action::None
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                exits.count(ExitKind::MmioWrite);
+                shared.memory.write(address, data).unwrap_or(Action::None)
+            }
+            Ok(VcpuExit::Shutdown) => return Some(Stop::TripleFault),
+            Ok(VcpuExit::Intr) => self.kicked(),
+            Err(errno) if errno.errno() == libc::EINTR => self.kicked(),
+            Err(errno) if errno.errno() == libc::EAGAIN => Action::None,
+            Ok(other) => return Some(Stop::Failed(describe(&other, run))),
+            Err(errno) => return Some(Stop::Failed(format!("KVM_RUN: {errno}"))),
+        };
+        (action != Action::None).then_some(Stop::Guest(action))
+    }
+
+    fn kicked(&mut self) -> Action {
+        self.exits.count(ExitKind::Kick);
+        // Cleared before `stop` is looked at, so that a kick that comes from now on is not lost.
+        self.fd.set_kvm_immediate_exit(0);
+        Action::None
+    }
+}
+
+/// Bytes per element of the port access that the vCPU exited with, which VcpuExit does not say.
+fn io_size(run: *const kvm_bindings::kvm_run) -> usize {
+    // SAFETY: `run` is the mapped kvm_run page of the vCPU that just exited.
+    let exit = unsafe { &raw const (*run).__bindgen_anon_1 };
+    // SAFETY: the exit was KVM_EXIT_IO, so `io` is the part of the union that KVM filled.
+    let size = unsafe { (*exit).io.size };
+    usize::from(size).max(1)
+}
+
+fn describe(exit: &VcpuExit<'_>, run: *const kvm_bindings::kvm_run) -> String {
+    if !matches!(exit, VcpuExit::InternalError) {
+        return format!("KVM stopped with {exit:?}");
+    }
+    // SAFETY: `run` is the mapped kvm_run page of the vCPU that just exited.
+    let exit = unsafe { &raw const (*run).__bindgen_anon_1 };
+    // SAFETY: the exit was KVM_EXIT_INTERNAL_ERROR, so `internal` is the part of the union that KVM filled.
+    let suberror = unsafe { (*exit).internal.suberror };
+    let what = match suberror {
+        1 => "an instruction that KVM cannot emulate",
+        2 => "simultaneous exceptions",
+        3 => "an event delivery that failed",
+        _ => "an unknown reason",
+    };
+    format!("KVM internal error {suberror}: {what}")
+}
