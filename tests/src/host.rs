@@ -4,15 +4,18 @@ use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, Job, Output, Request};
 use crate::cards::{Machine, Places};
 use crate::children::Owned;
 use crate::error::{Doing, Error, Result, tail, tail_of};
+use crate::guest::{Plan, Vmm};
 use crate::image::Image;
+use crate::log::Log;
 use crate::progress::note;
 use crate::{paths, qemu, sys};
 
@@ -25,7 +28,15 @@ pub(crate) struct Host {
     agent: Agent,
     qemu: Owned,
     dir: PathBuf,
-    serial_log: PathBuf,
+    scenario: Option<Scene>,
+    guests: AtomicU32,
+}
+
+/// The scenario that has the machine at present.
+#[derive(Debug)]
+struct Scene {
+    log: Log,
+    end: Instant,
 }
 
 impl Host {
@@ -74,17 +85,60 @@ impl Host {
         let stream = accept(listener).ok_or_else(|| failed("did not start: QEMU ended at once"))?;
         let agent = Agent::greet(stream, BOOT_LIMIT)?
             .ok_or_else(|| failed(&format!("was not up within {} s", BOOT_LIMIT.as_secs())))?;
+        let dir = dir.to_owned();
         Ok(Self {
             agent,
             qemu,
-            dir: dir.to_owned(),
-            serial_log: places.serial_log,
+            dir,
+            scenario: None,
+            guests: AtomicU32::new(0),
         })
+    }
+
+    /// A scenario begins: its log takes all that is done from here on, and nothing may take longer than it.
+    pub(crate) fn begin(&mut self, log: Log, limit: Duration) {
+        self.scenario = Some(Scene {
+            log,
+            end: Instant::now() + limit,
+        });
+    }
+
+    /// Adds to the scenario's log.
+    pub(crate) fn log(&self, who: &str, text: &str) {
+        if let Some(scene) = &self.scenario {
+            scene.log.add(who, text);
+        }
+    }
+
+    /// A guest of Viaduct's. Arguments that begin with `run` get the guest's kernel, initrd and command line.
+    pub(crate) fn viaduct(&self, arguments: &str) -> Plan<'_> {
+        Plan::new(self, Vmm::Viaduct(arguments.to_owned()))
+    }
+
+    /// A guest of the reference VMM, with devices that `bind_to_vfio` has taken.
+    pub(crate) fn reference(&self, cpus: u32, memory: &str, devices: &[&str]) -> Plan<'_> {
+        let devices = devices.iter().map(|device| (*device).to_owned()).collect();
+        Plan::new(
+            self,
+            Vmm::Reference {
+                cpus,
+                memory: memory.to_owned(),
+                devices,
+            },
+        )
     }
 
     /// Runs a shell command to its end, whatever that is.
     pub(crate) fn output(&self, command: &str, limit: Duration) -> Result<Output> {
-        self.start(command, limit)?.wait()
+        self.log("L1", &format!("$ {command}"));
+        let job = self.job(command, limit)?;
+        job.close_stdin()?;
+        let output = job.wait()?;
+        self.log(
+            "L1",
+            &format!("{}{}exit {}", output.stdout, output.stderr, output.code),
+        );
+        Ok(output)
     }
 
     /// Runs a shell command that has to succeed, and gives what it said on stdout.
@@ -101,8 +155,13 @@ impl Host {
         })
     }
 
-    /// Starts a shell command in the background.
-    pub(crate) fn start(&self, command: &str, limit: Duration) -> Result<Job<'_>> {
+    /// Starts a shell command in the background. It ends with the scenario at the latest.
+    pub(crate) fn job(&self, command: &str, limit: Duration) -> Result<Job<'_>> {
+        let left = self
+            .scenario
+            .as_ref()
+            .map(|scene| scene.end.duration_since(Instant::now()));
+        let limit = left.map_or(limit, |left| left.min(limit));
         self.agent.start(&Request {
             command: command.to_owned(),
             deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
@@ -128,14 +187,10 @@ impl Host {
         Some((child.stdin.take()?, child.stdout.take()?))
     }
 
-    /// Where L1's first serial port is written to.
-    pub(crate) fn serial_log(&self) -> &Path {
-        &self.serial_log
-    }
-
-    /// The folder that L1 sees as /lab.
-    pub(crate) fn share(&self) -> PathBuf {
-        self.dir.join("share")
+    /// A fresh file for a guest's console, on the share.
+    pub(crate) fn guest_log(&self) -> PathBuf {
+        let number = self.guests.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("share/logs/guest-{number}.log"))
     }
 }
 

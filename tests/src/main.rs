@@ -1,16 +1,22 @@
 //! `cargo lab`: the simulated host, its scenarios and the whole test run. See README.md beside this crate.
 
-#![allow(dead_code, reason = "the scenarios, which come next, use the rest")]
-
 mod agent;
+mod base64;
+mod binding;
 mod cards;
+mod checks;
 mod children;
+mod demo;
 mod error;
+mod guest;
 mod host;
 mod image;
+mod log;
 mod paths;
 mod progress;
 mod qemu;
+mod report;
+mod scenarios;
 mod sys;
 mod terminal;
 
@@ -25,7 +31,7 @@ use error::{Doing, Result};
 use host::Host;
 use image::Image;
 use progress::{note, step};
-use terminal::{Leave, Raw};
+use terminal::Leave;
 
 /// A machine with an IOMMU and SR-IOV cards, where there is none.
 #[derive(Parser)]
@@ -54,6 +60,17 @@ enum Order {
         /// Arguments appended to QEMU's command line.
         #[arg(last = true)]
         qemu: Vec<String>,
+    },
+    /// From nothing to a guest's console with an assigned VF that has an address; without a terminal it pings and ends.
+    Demo {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Formatting, lints, unit tests, then the scenarios.
+    Test {
+        /// Only what contains this in its name.
+        #[arg(default_value = "")]
+        filter: String,
     },
     /// What runs in L1: not for typing.
     #[command(hide = true)]
@@ -105,25 +122,43 @@ fn main() {
 }
 
 fn obey(command: Order) -> Result<i32> {
-    let image = Image::ready()?;
     match command {
-        Order::Image => {
-            println!("kernel of L1 and L2: {}", image.kernel().display());
-            println!("L1's initrd:         {}", image.l1_initrd().display());
-            println!("L1's root disk:      {}", image.tree().disk().display());
-            println!(
-                "L2's initrd:         {}",
-                image.l2().join("initrd").display()
-            );
-            Ok(0)
-        }
-        Order::Host { options, command } => in_host(&image, &options.machine(&[]), &command),
-        Order::Shell { options, qemu } => shell(&image, &options.machine(&qemu)),
+        Order::Image => show_image(&Image::ready()?),
+        Order::Host { options, command } => in_host(&options.machine(&[]), &command),
+        Order::Shell { options, qemu } => shell(&options.machine(&qemu)),
+        Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
+        Order::Test { filter } => test(&filter),
         Order::Agent => Ok(0),
     }
 }
 
-fn boot(image: &Image, machine: &Machine, name: &str) -> Result<Host> {
+fn show_image(image: &Image) -> Result<i32> {
+    println!("kernel of L1 and L2: {}", image.kernel().display());
+    println!("L1's initrd:         {}", image.l1_initrd().display());
+    println!("L1's root disk:      {}", image.tree().disk().display());
+    println!(
+        "L2's initrd:         {}",
+        image.l2().join("initrd").display()
+    );
+    Ok(0)
+}
+
+fn test(filter: &str) -> Result<i32> {
+    let mut tally = checks::run(filter);
+    if scenarios::any(filter) {
+        match checks::build_viaduct().and_then(|()| scenarios::run(&Image::ready()?, filter)) {
+            Ok(more) => tally.add(more),
+            Err(error) => tally.count("the lab", Duration::ZERO, &Err(error)),
+        }
+    }
+    println!("{}", tally.sum());
+    Ok(i32::from(tally.failed > 0))
+}
+
+/// Boots an L1 with everything at hand, building what is not there yet.
+fn boot(machine: &Machine, name: &str) -> Result<Host> {
+    checks::build_viaduct()?;
+    let image = Image::ready()?;
     let dir = paths::run(name);
     std::fs::create_dir_all(&dir).doing(|| format!("making {}", dir.display()))?;
     let engine = if qemu::has_nested_kvm() {
@@ -131,35 +166,34 @@ fn boot(image: &Image, machine: &Machine, name: &str) -> Result<Host> {
     } else {
         "emulation"
     };
-    let host = step(&format!("Booting L1 ({engine})"), || {
-        Host::boot(image, machine, &dir)
-    })?;
-    note(&format!("its command line and logs: {}", dir.display()));
-    Ok(host)
+    let what = format!(
+        "Booting L1 in QEMU ({engine}); its command line and logs: {}",
+        dir.display()
+    );
+    step(&what, || Host::boot(&image, machine, &dir))
 }
 
-fn in_host(image: &Image, machine: &Machine, words: &[String]) -> Result<i32> {
-    let host = boot(image, machine, "host")?;
+fn in_host(machine: &Machine, words: &[String]) -> Result<i32> {
+    let host = boot(machine, "host")?;
     let command = if let [line] = words {
         line.clone()
     } else {
         quoted(words)
     };
-    let job = host.start(&command, Duration::from_secs(3600))?;
+    let hour = Duration::from_secs(3600);
+    let job = host.job(&command, hour)?;
     job.close_stdin()?;
     loop {
-        let event = job.next(Instant::now() + Duration::from_secs(3600))?;
-        let said = "writing on";
-        match event {
+        match job.next(Instant::now() + hour)? {
             Some(Event::Stdout(bytes)) => {
                 std::io::stdout()
                     .write_all(&bytes)
-                    .doing(|| format!("{said} stdout"))?;
+                    .doing(|| "writing on stdout".into())?;
             }
             Some(Event::Stderr(bytes)) => {
                 std::io::stderr()
                     .write_all(&bytes)
-                    .doing(|| format!("{said} stderr"))?;
+                    .doing(|| "writing on stderr".into())?;
             }
             Some(Event::Exit(code)) => return Ok(code),
             None => {}
@@ -172,19 +206,10 @@ fn quoted(words: &[String]) -> String {
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
-fn shell(image: &Image, machine: &Machine) -> Result<i32> {
-    let mut host = boot(image, machine, "shell")?;
-    note("A shell in L1. `exit` or Ctrl-A x ends it and the machine.");
-    let console = host.console();
-    let job = host.start_on_terminal(&format!(
-        "stty sane {}; cd /root; exec bash -l",
-        terminal::size_for_stty()
-    ))?;
-    let raw = Raw::enter();
-    if let Some((input, output)) = console {
-        terminal::connect(input, output, Leave::CtrlAX);
-    }
-    let output = job.wait();
-    drop(raw);
-    Ok(output?.code)
+fn shell(machine: &Machine) -> Result<i32> {
+    let mut host = boot(machine, "shell")?;
+    note(
+        "A shell in L1; the files of this run are in /lab. `exit` or Ctrl-A x ends it and the machine.",
+    );
+    terminal::run_on(&mut host, "cd /root; exec bash -l", Leave::CtrlAX)
 }

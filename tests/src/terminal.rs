@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::children;
+use crate::error::Result;
+use crate::host::Host;
 use crate::sys::{self, TerminalSettings};
 
 static BEFORE: Mutex<Option<TerminalSettings>> = Mutex::new(None);
@@ -26,16 +28,16 @@ pub(crate) fn restore() {
 pub(crate) enum Leave {
     /// Ctrl-A, then x, as in QEMU; Ctrl-C belongs to the shell in L1.
     CtrlAX,
-    /// Ctrl-C, and Ctrl-A x too unless the guest's VMM takes that itself.
+    /// Ctrl-C; Ctrl-A x belongs to the VMM there.
     CtrlC,
 }
 
 /// Raw until it is dropped.
-pub(crate) struct Raw;
+struct Raw;
 
 impl Raw {
     /// Makes the terminal raw, if it is one.
-    pub(crate) fn enter() -> Self {
+    fn enter() -> Self {
         if let Some(found) = TerminalSettings::of_stdin() {
             *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
             found.raw().apply();
@@ -50,8 +52,19 @@ impl Drop for Raw {
     }
 }
 
+/// Runs a command on L1's terminal with the person at it, and gives its exit code.
+pub(crate) fn run_on(host: &mut Host, command: &str, leave: Leave) -> Result<i32> {
+    let console = host.console();
+    let job = host.start_on_terminal(&format!("stty sane {}; {command}", size_for_stty()))?;
+    let _raw = Raw::enter();
+    if let Some((input, output)) = console {
+        connect(input, output, leave);
+    }
+    Ok(job.wait()?.code)
+}
+
 /// Connects the person to a console: what is typed goes in, what it says comes out, each as it comes.
-pub(crate) fn connect(
+fn connect(
     mut input: impl Write + Send + 'static,
     output: impl Read + Send + 'static,
     leave: Leave,
@@ -103,7 +116,7 @@ fn is_leave(keys: &[u8], leave: Leave, after_ctrl_a: &mut bool) -> bool {
 }
 
 /// Rows and columns as arguments of `stty`, so that the console wraps where the person's terminal does.
-pub(crate) fn size_for_stty() -> String {
+fn size_for_stty() -> String {
     sys::window_size().map_or_else(String::new, |(rows, cols)| {
         format!("rows {rows} cols {cols}")
     })

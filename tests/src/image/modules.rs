@@ -1,5 +1,5 @@
-//! Kernel modules for an initial file system: which files a list of names and folders comes to, with dependencies, and the
-//! indexes (modules.dep, modules.alias) cut down to them.
+//! Kernel modules for an initial file system: which files a list of names and folders comes to, with dependencies, and
+//! the indexes of just those.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,6 +18,19 @@ pub(super) struct Modules {
     needs: BTreeMap<String, Vec<String>>,
     built_in: String,
 }
+
+/// What modprobe (busybox's) and libkmod (of lspci) read.
+const INDEXES: [&str; 9] = [
+    "modules.dep",
+    "modules.dep.bin",
+    "modules.alias",
+    "modules.alias.bin",
+    "modules.symbols.bin",
+    "modules.builtin",
+    "modules.builtin.bin",
+    "modules.builtin.alias.bin",
+    "modules.softdep",
+];
 
 /// `kernel/drivers/net/igb.ko.xz` is the module `igb`; hyphens and underscores are one.
 fn name(path: &str) -> String {
@@ -98,69 +111,40 @@ impl Modules {
         scratch: &Path,
         cpio: &mut Cpio,
     ) -> Result<()> {
+        let base = format!("lib/modules/{}", self.release);
+        let dir = scratch.join(&base);
         let files = self.closure(wanted)?;
-        self.unpack(tree, &files, scratch)?;
-        let folder = format!("lib/modules/{}", self.release);
-        for file in &files {
-            let path = scratch.join(format!("{}.ko", name(file)));
-            let content = fs::read(&path).doing(|| format!("reading {}", path.display()))?;
-            cpio.file(&format!("{folder}/{}", without_xz(file)), 0o644, &content);
+        self.unpack(tree, &files, &dir)?;
+        let mut depmod = tree.program_as("/usr/bin/kmod", "depmod");
+        depmod.arg("-b").arg(scratch).arg(&self.release);
+        succeed(depmod)?;
+        let paths = files.iter().map(|file| without_xz(file));
+        for path in paths.chain(INDEXES) {
+            let from = dir.join(path);
+            let content = fs::read(&from).doing(|| format!("reading {}", from.display()))?;
+            cpio.file(&format!("{base}/{path}"), 0o644, &content);
         }
-        cpio.file(
-            &format!("{folder}/modules.dep"),
-            0o644,
-            self.index_of(&files).as_bytes(),
-        );
-        cpio.file(
-            &format!("{folder}/modules.alias"),
-            0o644,
-            self.aliases_of(&files)?.as_bytes(),
-        );
-        cpio.file(
-            &format!("{folder}/modules.builtin"),
-            0o644,
-            self.built_in.as_bytes(),
-        );
         fs::remove_dir_all(scratch).doing(|| format!("removing {}", scratch.display()))
     }
 
-    /// One xz for all of them; module names are unique, so one folder holds them.
-    fn unpack(&self, tree: &Tree, files: &BTreeSet<&str>, scratch: &Path) -> Result<()> {
-        fs::create_dir_all(scratch).doing(|| format!("making {}", scratch.display()))?;
+    /// Copies the files and unpacks what is packed, with one xz for all.
+    fn unpack(&self, tree: &Tree, files: &BTreeSet<&str>, dir: &Path) -> Result<()> {
         let mut xz = tree.program("/usr/bin/xz");
         xz.args(["-d", "-T2"]);
-        for file in files {
-            let copy = scratch.join(format!("{}.ko.xz", name(file)));
-            fs::copy(self.dir.join(file), &copy)
-                .doing(|| format!("copying to {}", copy.display()))?;
-            xz.arg(copy);
+        for file in files.iter().copied().chain([
+            "modules.builtin",
+            "modules.builtin.modinfo",
+            "modules.order",
+        ]) {
+            let copy = dir.join(file);
+            let folder = copy.parent().unwrap_or(dir);
+            fs::create_dir_all(folder).doing(|| format!("making {}", folder.display()))?;
+            fs::copy(self.dir.join(file), &copy).doing(|| format!("copying {}", copy.display()))?;
+            if file.ends_with(".xz") {
+                xz.arg(copy);
+            }
         }
         succeed(xz)
-    }
-
-    fn index_of(&self, files: &BTreeSet<&str>) -> String {
-        let line = |file: &&str| {
-            let needs = self.needs.get(*file).into_iter().flatten();
-            let needs: String = needs.map(|need| format!(" {}", without_xz(need))).collect();
-            format!("{}:{needs}\n", without_xz(file))
-        };
-        files.iter().map(line).collect()
-    }
-
-    fn aliases_of(&self, files: &BTreeSet<&str>) -> Result<String> {
-        let path = self.dir.join("modules.alias");
-        let text = fs::read_to_string(&path).doing(|| format!("reading {}", path.display()))?;
-        let names: BTreeSet<String> = files.iter().map(|file| name(file)).collect();
-        let ours = |line: &&str| {
-            line.rsplit(' ')
-                .next()
-                .is_some_and(|module| names.contains(&module.replace('-', "_")))
-        };
-        Ok(text
-            .lines()
-            .filter(ours)
-            .map(|line| format!("{line}\n"))
-            .collect())
     }
 }
 
@@ -194,10 +178,6 @@ mod tests {
         assert_eq!(
             files,
             BTreeSet::from(["kernel/lib/dca.ko.xz", "kernel/net/vf.ko.xz"])
-        );
-        assert_eq!(
-            modules.index_of(&files),
-            "kernel/lib/dca.ko:\nkernel/net/vf.ko: kernel/lib/dca.ko\n"
         );
     }
 

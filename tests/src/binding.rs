@@ -1,0 +1,40 @@
+//! Host drivers in L1 by hand, the way the documentation of other VMMs has it: what the lab does for the reference VMM, and
+//! what scenarios check Viaduct's own binding with.
+
+use crate::error::Result;
+use crate::host::Host;
+
+impl Host {
+    /// The driver that a PCI function (by its full address) is on.
+    pub(crate) fn driver(&self, address: &str) -> Result<Option<String>> {
+        let link = self.sh(&format!(
+            "readlink /sys/bus/pci/devices/{address}/driver || true"
+        ))?;
+        Ok(link
+            .trim()
+            .rsplit('/')
+            .next()
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned))
+    }
+
+    /// Takes a function from its driver and gives it to vfio-pci.
+    pub(crate) fn bind_to_vfio(&self, address: &str) -> Result<()> {
+        self.rebind(address, "vfio-pci")
+    }
+
+    /// Takes a function from vfio-pci and gives it to whichever driver wants it.
+    pub(crate) fn give_back(&self, address: &str) -> Result<()> {
+        self.rebind(address, "")
+    }
+
+    fn rebind(&self, address: &str, driver: &str) -> Result<()> {
+        let device = format!("/sys/bus/pci/devices/{address}");
+        self.sh(&format!(
+            "echo '{driver}' > {device}/driver_override; \
+             [ ! -e {device}/driver ] || echo {address} > {device}/driver/unbind; \
+             echo {address} > /sys/bus/pci/drivers_probe; [ -e {device}/driver ]"
+        ))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,283 @@
+//! L2, "the guest": a VMM's process in L1, and the guest's console.
+
+use std::fs::File;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use crate::agent::{Event, Job};
+use crate::base64;
+use crate::error::{Doing, Error, Result, tail};
+use crate::host::Host;
+
+/// The kernel and initial file system of a guest, as L1 sees them.
+const KERNEL: &str = "/lab/l2/vmlinuz";
+const INITRD: &str = "/lab/l2/initrd";
+/// The kernel's own limit (COMMAND_LINE_SIZE), with room for what a VMM adds.
+const LONGEST_CMDLINE: usize = 1900;
+
+/// Who runs the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Vmm {
+    /// `viaduct` with these arguments.
+    Viaduct(String),
+    /// QEMU's microvm, what Viaduct is compared with: processors, memory, and devices that are on vfio-pci already.
+    Reference {
+        cpus: u32,
+        memory: String,
+        devices: Vec<String>,
+    },
+}
+
+impl Vmm {
+    /// The command line in L1, given the guest's kernel command line.
+    pub(crate) fn command(&self, cmdline: &str) -> String {
+        match self {
+            Self::Viaduct(arguments) if arguments.starts_with("run") => {
+                let rest = arguments.trim_start_matches("run");
+                let kernel = format!("--kernel {KERNEL} --initrd {INITRD} --cmdline \"{cmdline}\"");
+                format!("viaduct run {kernel}{rest}")
+            }
+            Self::Viaduct(arguments) => format!("viaduct {arguments}"),
+            Self::Reference {
+                cpus,
+                memory,
+                devices,
+            } => {
+                let devices: String = devices
+                    .iter()
+                    .map(|device| format!(" -device vfio-pci,host={device}"))
+                    .collect();
+                format!(
+                    "qemu-system-x86_64 -M microvm,pcie=on,acpi=on,rtc=on -accel kvm -cpu host \
+                     -smp {cpus} -m {memory} -nodefaults -no-user-config -no-reboot -display none \
+                     -serial stdio -kernel {KERNEL} -initrd {INITRD} -append \"{cmdline}\"{devices}"
+                )
+            }
+        }
+    }
+}
+
+/// A guest that has not been started yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan<'a> {
+    host: &'a Host,
+    vmm: Vmm,
+    script: Option<String>,
+    words: String,
+    limit: Duration,
+    shown: bool,
+}
+
+impl<'a> Plan<'a> {
+    /// A guest of this VMM.
+    pub(crate) fn new(host: &'a Host, vmm: Vmm) -> Self {
+        let words = "console=ttyS0 quiet".to_owned();
+        Self {
+            host,
+            vmm,
+            script: None,
+            words,
+            limit: Duration::from_secs(120),
+            shown: false,
+        }
+    }
+
+    /// What the guest's init runs. The guest powers off afterwards.
+    pub(crate) fn script(mut self, script: &str) -> Self {
+        self.script = Some(script.to_owned());
+        self
+    }
+
+    /// Further words of the guest's kernel command line.
+    pub(crate) fn kernel_words(mut self, words: &str) -> Self {
+        self.words = format!("{} {words}", self.words);
+        self
+    }
+
+    /// How long the guest may run.
+    pub(crate) fn deadline_s(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Its console is shown on the lab's stdout as well.
+    pub(crate) fn shown(mut self) -> Self {
+        self.shown = true;
+        self
+    }
+
+    /// The command that starts it, as it would be typed in L1.
+    pub(crate) fn command(&self) -> Result<String> {
+        let mut cmdline = self.words.clone();
+        if let Some(script) = &self.script {
+            cmdline = format!("{cmdline} lab.script={}", base64::encode(script.as_bytes()));
+        }
+        if cmdline.len() > LONGEST_CMDLINE {
+            let what = format!("a guest's command line of {} bytes", cmdline.len());
+            return Err(Error::Unexpected(format!(
+                "{what}: its script is too long, shorten it"
+            )));
+        }
+        Ok(self.vmm.command(&cmdline))
+    }
+
+    /// Starts it.
+    pub(crate) fn start(self) -> Result<Guest<'a>> {
+        let command = self.command()?;
+        let path = self.host.guest_log();
+        let file = File::create(&path).doing(|| format!("making {}", path.display()))?;
+        self.host.log("L1", &format!("$ {command}"));
+        // exec: a signal to the job is one to the VMM, and its exit code is the VMM's.
+        let job = self.host.job(&format!("exec {command}"), self.limit)?;
+        let said = String::new();
+        Ok(Guest {
+            plan: self,
+            job,
+            console: said.clone(),
+            errors: said,
+            file,
+            seen: 0,
+            code: None,
+        })
+    }
+}
+
+/// A guest that has been started. Killed when it is dropped before its end.
+#[derive(Debug)]
+pub(crate) struct Guest<'a> {
+    plan: Plan<'a>,
+    job: Job<'a>,
+    console: String,
+    errors: String,
+    file: File,
+    seen: usize,
+    code: Option<i32>,
+}
+
+impl Guest<'_> {
+    /// Waits until the console says `text`, after what was waited for before. Gives the console up to there.
+    pub(crate) fn wait_for(&mut self, text: &str) -> Result<String> {
+        let end = Instant::now() + self.plan.limit;
+        loop {
+            if let Some(at) = self.console[self.seen..].find(text) {
+                let start = self.seen;
+                self.seen += at + text.len();
+                return Ok(self.console[start..self.seen].to_owned());
+            }
+            if self.code.is_some() {
+                return Err(self.silent(&format!("the guest ended without \"{text}\"")));
+            }
+            if !self.turn(end)? {
+                return Err(self.silent(&format!("the guest did not say \"{text}\"")));
+            }
+        }
+    }
+
+    /// Waits until the VMM ends, and gives its exit status.
+    pub(crate) fn wait_for_end(&mut self) -> Result<i32> {
+        let end = Instant::now() + self.plan.limit;
+        loop {
+            if let Some(code) = self.code {
+                return Ok(code);
+            }
+            if !self.turn(end)? {
+                return Err(self.silent("the guest did not end"));
+            }
+        }
+    }
+
+    /// Waits for the script to succeed and the VMM to end with status 0; gives all of the console.
+    pub(crate) fn succeeds(mut self) -> Result<String> {
+        self.wait_for("LAB-L2 exit 0")?;
+        match self.wait_for_end()? {
+            0 => Ok(self.console.clone()),
+            code => Err(self.silent(&format!("the VMM ended with status {code}"))),
+        }
+    }
+
+    /// What the console said so far.
+    pub(crate) fn console(&self) -> &str {
+        &self.console
+    }
+
+    /// What the VMM said on stderr so far.
+    pub(crate) fn errors(&self) -> &str {
+        &self.errors
+    }
+
+    /// Types on the console.
+    pub(crate) fn type_in(&self, text: &str) -> Result<()> {
+        self.job.type_in(text)
+    }
+
+    /// Sends the VMM a signal.
+    pub(crate) fn signal(&self, number: i32) -> Result<()> {
+        self.job.signal(u8::try_from(number).unwrap_or(0))
+    }
+
+    /// Takes one event; false when `end` came first.
+    fn turn(&mut self, end: Instant) -> Result<bool> {
+        match self.job.next(end)? {
+            None => return Ok(false),
+            Some(Event::Exit(code)) => {
+                self.plan
+                    .host
+                    .log("L1", &format!("the VMM ended with status {code}"));
+                self.code = Some(code);
+            }
+            Some(Event::Stdout(bytes)) => self.hear(&bytes),
+            Some(Event::Stderr(bytes)) => {
+                let text = String::from_utf8_lossy(&bytes);
+                self.plan.host.log("vmm", &text);
+                if self.plan.shown {
+                    eprint!("{text}");
+                }
+                self.errors.push_str(&text);
+            }
+        }
+        Ok(true)
+    }
+
+    fn hear(&mut self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes).replace('\r', "");
+        // The record is for reading afterwards; what is asserted on is in memory.
+        let _ = self.file.write_all(text.as_bytes());
+        self.plan.host.log("guest", &text);
+        if self.plan.shown {
+            print!("{text}");
+            let _ = std::io::stdout().flush();
+        }
+        self.console.push_str(&text);
+    }
+
+    fn silent(&self, what: &str) -> Error {
+        let said = format!("{}\n{}", tail(&self.console, 15), tail(&self.errors, 5));
+        Error::Unexpected(format!(
+            "{what}; the end of its console and of the VMM's stderr:\n{said}"
+        ))
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        if self.code.is_none() {
+            // By SIGTERM the VMM gives its devices back.
+            let _ = self.job.signal(15);
+            let _ = self.job.next(Instant::now() + Duration::from_secs(10));
+            let _ = self.job.signal(9);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn viaduct_gets_kernel_and_command_line_before_the_scenarios_arguments() {
+        let vmm = Vmm::Viaduct("run --cpus 2".into());
+        let expected = "viaduct run --kernel /lab/l2/vmlinuz --initrd /lab/l2/initrd --cmdline \"a b\" --cpus 2";
+        assert_eq!(vmm.command("a b"), expected);
+        assert_eq!(Vmm::Viaduct("list".into()).command("a b"), "viaduct list");
+    }
+}

@@ -1,0 +1,136 @@
+//! The scenarios: each boots real guests with real drivers in an L1 and asserts on what a person would look at. Those that
+//! want the same machine share its boot, one after the other; one that fails costs the next a fresh boot, so that what it
+//! left behind is nobody's trouble.
+
+mod reference;
+mod vf;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::cards::Machine;
+use crate::error::{Doing, Error, Result};
+use crate::host::Host;
+use crate::image::Image;
+use crate::log::Log;
+use crate::paths;
+use crate::progress::{note, step};
+use crate::report::Tally;
+
+/// One scenario.
+pub(crate) struct Scenario {
+    /// A sentence that is true when it passes.
+    pub(crate) name: &'static str,
+    /// The machine it wants.
+    pub(crate) machine: fn() -> Machine,
+    /// What it may take.
+    pub(crate) limit: Duration,
+    /// What it does.
+    pub(crate) run: fn(&Host) -> Result<()>,
+}
+
+/// All of them.
+fn all() -> Vec<Scenario> {
+    [reference::scenarios(), vf::scenarios()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Fails the scenario unless `truth` holds.
+pub(crate) fn expect(truth: bool, what: &str) -> Result<()> {
+    if truth {
+        Ok(())
+    } else {
+        Err(Error::Unexpected(format!("not so: {what}")))
+    }
+}
+
+/// The names that contain the filter, by machine.
+fn batches(filter: &str) -> Vec<(Machine, Vec<Scenario>)> {
+    let mut batches: Vec<(Machine, Vec<Scenario>)> = Vec::new();
+    for scenario in all()
+        .into_iter()
+        .filter(|scenario| scenario.name.contains(filter))
+    {
+        let machine = (scenario.machine)();
+        match batches.iter_mut().find(|(known, _)| *known == machine) {
+            Some((_, batch)) => batch.push(scenario),
+            None => batches.push((machine, vec![scenario])),
+        }
+    }
+    batches
+}
+
+/// Whether there is any scenario for the filter: without one there is nothing to build or boot.
+pub(crate) fn any(filter: &str) -> bool {
+    all().iter().any(|scenario| scenario.name.contains(filter))
+}
+
+/// Runs those whose name contains the filter.
+pub(crate) fn run(image: &Image, filter: &str) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let dir = paths::run("test");
+    for (number, (machine, batch)) in batches(filter).into_iter().enumerate() {
+        run_batch(
+            image,
+            &machine,
+            batch,
+            &dir.join(format!("batch-{number}")),
+            &mut tally,
+        )?;
+    }
+    println!("logs: {}", dir.display());
+    Ok(tally)
+}
+
+fn run_batch(
+    image: &Image,
+    machine: &Machine,
+    batch: Vec<Scenario>,
+    dir: &Path,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut host = None;
+    for (boot, scenario) in batch.into_iter().enumerate() {
+        let start = Instant::now();
+        if host.is_none() {
+            let dir = dir.join(format!("boot-{boot}"));
+            fs::create_dir_all(&dir).doing(|| format!("making {}", dir.display()))?;
+            match step("Booting L1", || Host::boot(image, machine, &dir)) {
+                Ok(up) => host = Some(up),
+                Err(error) => {
+                    tally.count(scenario.name, start.elapsed(), &Err(error));
+                    continue;
+                }
+            }
+        }
+        let Some(up) = &mut host else { continue };
+        let result = run_one(up, &scenario, dir);
+        tally.count(scenario.name, start.elapsed(), &result);
+        if matches!(&result, Err(error) if !matches!(error, Error::Skipped(_))) {
+            host = None;
+        }
+    }
+    Ok(())
+}
+
+fn run_one(host: &mut Host, scenario: &Scenario, dir: &Path) -> Result<()> {
+    let file = format!(
+        "{}.log",
+        scenario
+            .name
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+    );
+    let log = Log::create(&dir.join(file))?;
+    host.begin(log.clone(), scenario.limit);
+    let result = (scenario.run)(host);
+    if let Err(error) = &result {
+        log.add("lab", &error.to_string());
+        if !matches!(error, Error::Skipped(_)) {
+            note(&format!("full log: {}", log.path().display()));
+        }
+    }
+    result
+}
