@@ -343,6 +343,20 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // A function knows the buses, which know the root, which knows the function: taking it off the root is what lets it go.
+        // The vCPUs are stopped by then, so nobody is inside it.
+        if let Err(error) = self.processors.stop() {
+            log::error!("{error}");
+        }
+        for (slot, function) in self.assigned.drain(..) {
+            self.platform.root.remove(slot);
+            debug_assert_eq!(Arc::strong_count(&function), 1, "somebody keeps {slot} open");
+        }
+    }
+}
+
 /// Why the vCPUs stopped, for the machine.
 enum Ended {
     Reset,
