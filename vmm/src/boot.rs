@@ -12,9 +12,10 @@ use std::{
 use arch::{
     acpi::{self, AcpiConfig},
     boot::{
-        linux::{self, CommandLineTooLong, HEAD_LEN, ImageError, SetupHeader},
+        linux::{self, CommandLineTooLong, HEAD_LEN, SetupHeader},
         paging,
         placement::{PlaceError, Placement},
+        pvh,
         registers::{BootRegisters, Protocol},
     },
     e820, layout,
@@ -41,7 +42,8 @@ pub enum BootError {
         /// Its path.
         path: PathBuf,
         /// What is wrong with it.
-        source: ImageError,
+        #[source]
+        reason: ImageError,
     },
     /// The command line is too long for this kernel.
     #[error("--cmdline")]
@@ -53,6 +55,20 @@ pub enum BootError {
     #[error("loading the guest")]
     Memory(#[from] GuestMemoryError),
 }
+
+/// What is wrong with a kernel image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A bzImage, or nothing known.
+    #[error(transparent)]
+    BzImage(#[from] linux::ImageError),
+    /// An ELF file.
+    #[error(transparent)]
+    Elf(#[from] pvh::ImageError),
+}
+
+/// Linux copies no more of a PVH command line (COMMAND_LINE_SIZE in arch/x86/include/asm/setup.h, less the NUL).
+const ELF_COMMAND_LINE_MAX: usize = 2047;
 
 fn file_advice(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -98,13 +114,14 @@ impl Source {
         }
     }
 
-    /// The first bytes, at most `len` of them.
-    fn head(&self, len: usize) -> Result<Vec<u8>, BootError> {
-        let mut head = vec![0; len.min(usize::try_from(self.len).unwrap_or(len))];
+    /// The bytes of `range`, as far as the file has them.
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>, BootError> {
+        let len = range.end.min(self.len).saturating_sub(range.start);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         self.file
-            .read_exact_at(&mut head, 0)
+            .read_exact_at(&mut bytes, range.start)
             .map_err(|source| self.fail(source))?;
-        Ok(head)
+        Ok(bytes)
     }
 
     /// Copies `range` of the file straight into guest memory.
@@ -119,11 +136,110 @@ impl Source {
     }
 }
 
+/// The kinds of kernel, with what their headers say.
+enum Kernel {
+    BzImage(SetupHeader),
+    Elf { image: pvh::Image, entry: u64 },
+}
+
+impl Kernel {
+    fn parse(file: &Source) -> Result<Self, BootError> {
+        let damaged = |reason: ImageError| BootError::Image {
+            path: file.path.clone(),
+            reason,
+        };
+        let head = file.read(0..HEAD_LEN.max(pvh::HEAD_LEN) as u64)?;
+        if !pvh::is_elf(&head) {
+            let header = SetupHeader::parse(&head, file.len);
+            return header
+                .map(Self::BzImage)
+                .map_err(|reason| damaged(reason.into()));
+        }
+        let image = pvh::Image::parse(&head, file.len).map_err(|reason| damaged(reason.into()))?;
+        let notes = image.notes().iter().map(|range| file.read(range.clone()));
+        let notes: Vec<Vec<u8>> = notes.collect::<Result<_, _>>()?;
+        let entry = image
+            .entry(&notes)
+            .map_err(|reason| damaged(reason.into()))?;
+        Ok(Self::Elf { image, entry })
+    }
+
+    /// The command line as it goes to memory, with its NUL.
+    fn command_line(&self, text: &str) -> Result<Vec<u8>, CommandLineTooLong> {
+        match self {
+            Self::BzImage(header) => header.command_line(text),
+            Self::Elf { .. } if text.len() > ELF_COMMAND_LINE_MAX => Err(CommandLineTooLong {
+                len: text.len(),
+                max: ELF_COMMAND_LINE_MAX,
+            }),
+            Self::Elf { .. } => Ok([text.as_bytes(), &[0]].concat()),
+        }
+    }
+
+    fn place(&self, ram: &[RamRange], initrd_len: u64) -> Result<Placement, PlaceError> {
+        match self {
+            Self::BzImage(header) => linux::place(header, ram, initrd_len),
+            Self::Elf { image, entry } => pvh::place(image, *entry, ram, initrd_len),
+        }
+    }
+
+    /// Copies the kernel's bytes to where `placement` has it.
+    fn load(
+        &self,
+        file: &Source,
+        memory: &GuestMemoryMmap,
+        placement: &Placement,
+    ) -> Result<(), BootError> {
+        match self {
+            Self::BzImage(header) => file.load(header.payload(), memory, placement.kernel.start),
+            Self::Elf { image, .. } => image.segments().iter().try_for_each(|segment| {
+                file.load(segment.file.clone(), memory, segment.guest.start)?;
+                // Memory is zero at first, but not at a reset.
+                let loaded = segment.file.end - segment.file.start;
+                Ok(clear(
+                    memory,
+                    segment.guest.start + loaded..segment.guest.end,
+                )?)
+            }),
+        }
+    }
+
+    /// The block of facts that the kernel finds, and the registers that it finds it by.
+    fn hand_over(&self, placement: &Placement, ram: &[RamRange]) -> (u64, Vec<u8>, BootRegisters) {
+        let map = e820::map(ram);
+        match self {
+            Self::BzImage(header) => (
+                layout::ZERO_PAGE,
+                linux::zero_page(header, placement, &map).to_vec(),
+                BootRegisters::new(Protocol::Linux64, placement.entry),
+            ),
+            Self::Elf { .. } => (
+                layout::PVH_START_INFO.start,
+                pvh::start_info(placement, &map),
+                BootRegisters::new(Protocol::Pvh32, placement.entry),
+            ),
+        }
+    }
+}
+
+fn clear(memory: &GuestMemoryMmap, range: Range<u64>) -> Result<(), GuestMemoryError> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut at = range.start;
+    while at < range.end {
+        let len = usize::try_from(range.end - at)
+            .unwrap_or(usize::MAX)
+            .min(ZEROS.len());
+        memory.write_slice(&ZEROS[..len], GuestAddress(at))?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
 /// What the guest boots, opened and found to be bootable.
 pub struct Boot {
-    kernel: Source,
+    file: Source,
+    kernel: Kernel,
     initrd: Option<Source>,
-    header: SetupHeader,
     /// With its NUL.
     command_line: Vec<u8>,
 }
@@ -135,20 +251,16 @@ impl Boot {
         initrd: Option<&Path>,
         command_line: &str,
     ) -> Result<Self, BootError> {
-        let kernel = Source::open("--kernel", kernel)?;
-        let head = kernel.head(HEAD_LEN)?;
-        let header = SetupHeader::parse(&head, kernel.len).map_err(|source| BootError::Image {
-            path: kernel.path.clone(),
-            source,
-        })?;
-        let command_line = header.command_line(command_line)?;
+        let file = Source::open("--kernel", kernel)?;
+        let kernel = Kernel::parse(&file)?;
+        let command_line = kernel.command_line(command_line)?;
         let initrd = initrd
             .map(|path| Source::open("--initrd", path))
             .transpose()?;
         Ok(Self {
+            file,
             kernel,
             initrd,
-            header,
             command_line,
         })
     }
@@ -156,7 +268,7 @@ impl Boot {
     /// Where everything goes in `ram`.
     pub fn place(&self, ram: &[RamRange]) -> Result<Placement, BootError> {
         let initrd_len = self.initrd.as_ref().map_or(0, |initrd| initrd.len);
-        Ok(linux::place(&self.header, ram, initrd_len)?)
+        Ok(self.kernel.place(ram, initrd_len)?)
     }
 
     /// Puts everything into memory. Returns how the boot CPU starts.
@@ -167,16 +279,14 @@ impl Boot {
         acpi: &AcpiConfig,
     ) -> Result<BootRegisters, BootError> {
         let placement = self.place(ram)?;
-        self.kernel
-            .load(self.header.payload(), memory, placement.kernel.start)?;
+        self.kernel.load(&self.file, memory, &placement)?;
         if let (Some(initrd), Some(place)) = (&self.initrd, &placement.initrd) {
             initrd.load(0..initrd.len, memory, place.start)?;
         }
-        let registers = BootRegisters::new(Protocol::Linux64, placement.entry);
-        let zero_page = linux::zero_page(&self.header, &placement, &e820::map(ram));
+        let (facts_at, facts, registers) = self.kernel.hand_over(&placement, ram);
         let put = |bytes: &[u8], at| memory.write_slice(bytes, GuestAddress(at));
+        put(&facts, facts_at)?;
         put(&self.command_line, layout::COMMAND_LINE.start)?;
-        put(&zero_page[..], layout::ZERO_PAGE)?;
         put(&paging::tables(), layout::PAGE_TABLES.start)?;
         put(&registers.gdt(), registers.gdt_base)?;
         for (address, table) in acpi::tables(acpi).blobs {

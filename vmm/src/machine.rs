@@ -188,17 +188,6 @@ impl Machine {
         let irqchip = IrqchipState::read(&vm.fd)?;
         start.mark("processors_made");
 
-        if let Some(populating) = populating {
-            populating.wait()?;
-        }
-        start.mark("ram_populated");
-        // DMA before the devices: a device is opened into an address space that is complete.
-        if let Some(iommu) = &iommu {
-            ram.ranges()
-                .try_for_each(|(guest, range)| iommu.map(guest, range))?;
-        }
-        start.mark("ram_mapped");
-
         let windows = windows(&ram_layout, &supported);
         let mut machine = Self {
             processors,
@@ -217,8 +206,21 @@ impl Machine {
         };
         if let Some(iommu) = &iommu {
             machine.assign(iommu, memslots, &MsiController(routes))?;
+            machine.start.mark("devices_opened");
         }
-        machine.start.mark("devices_opened");
+        if let Some(populating) = populating {
+            populating.wait()?;
+            machine.start.mark("ram_populated");
+        }
+        // After the devices: opening one stops the DMA that its last driver may have left running. Before the guest: no device may
+        // be let go with half of the memory in its view.
+        if let Some(iommu) = &iommu {
+            machine
+                .ram
+                .ranges()
+                .try_for_each(|(guest, range)| iommu.map(guest, range))?;
+            machine.start.mark("ram_mapped");
+        }
         machine.power_on()?;
         machine.start.mark("loaded");
         Ok(machine)
@@ -352,7 +354,11 @@ impl Drop for Machine {
         }
         for (slot, function) in self.assigned.drain(..) {
             self.platform.root.remove(slot);
-            debug_assert_eq!(Arc::strong_count(&function), 1, "somebody keeps {slot} open");
+            debug_assert_eq!(
+                Arc::strong_count(&function),
+                1,
+                "somebody keeps {slot} open"
+            );
         }
     }
 }
