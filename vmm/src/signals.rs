@@ -32,9 +32,8 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: signalfd just made this descriptor and nobody else owns it.
-        Ok(Self {
-            fd: unsafe { File::from_raw_fd(fd) },
-        })
+        let fd = unsafe { File::from_raw_fd(fd) };
+        Ok(Self { fd })
     }
 
     /// The name of a signal that has come, if one has.

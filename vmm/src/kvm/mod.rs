@@ -13,6 +13,13 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use arch::{cpuid::Leaf, layout};
 
+/// As kvm-ioctls wants it.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "x86-64 has 64-bit addresses"
+)]
+const TSS: usize = layout::KVM_TSS as usize;
+
 /// KVM is not there, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
@@ -79,7 +86,7 @@ impl Vm {
         // Intel without unrestricted guest needs both; they must be set before the first vCPU exists.
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(KvmError::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.set_tss_address(layout::KVM_TSS as usize)
+        fd.set_tss_address(TSS)
             .map_err(KvmError::call("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip()
             .map_err(KvmError::call("KVM_CREATE_IRQCHIP"))?;
