@@ -14,4 +14,6 @@ pub mod ram;
 pub mod run;
 pub mod signals;
 pub mod stats;
+#[cfg(test)]
+mod tiny_guest;
 pub mod vcpu;

@@ -42,7 +42,8 @@ impl ExitCounters {
         }
     }
 
-    fn report(&self) -> Exits {
+    /// The counts as they are.
+    pub(crate) fn report(&self) -> Exits {
         let [io_in, io_out, mmio_read, mmio_write, kick] = self
             .by_kind
             .each_ref()

@@ -5,7 +5,7 @@ use std::{
     ptr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, Ordering, compiler_fence},
     },
     thread::{self, JoinHandle},
 };
@@ -28,6 +28,18 @@ pub enum Stop {
     /// KVM gave up on the guest; the text says how.
     Failed(String),
 }
+
+/// What came of one entry into the guest.
+enum Step {
+    /// An access, which is answered.
+    Done,
+    /// Nothing: a signal took it out of the guest.
+    Kicked,
+    Stop(Stop),
+}
+
+/// Exits that one instruction takes at most: KVM lets go of a string instruction after 1024 elements, of whatever it reads and writes.
+const MOST_PARTS: usize = 4096;
 
 /// What all vCPUs share.
 pub struct Shared {
@@ -127,25 +139,49 @@ impl Vcpu {
         let run: *mut kvm_bindings::kvm_run = self.fd.get_kvm_run();
         // SAFETY: `run` points to this vCPU's kvm_run page, mapped as long as `self.fd` lives.
         IMMEDIATE_EXIT.set(unsafe { &raw mut (*run).immediate_exit });
+        // A kick before this line finds no flag, so `stop` must not be looked at before it.
+        compiler_fence(Ordering::SeqCst);
         let stop = loop {
             if shared.stop.load(Ordering::SeqCst) {
                 break Stop::Asked;
             }
             match self.run_once(run, shared) {
-                None => {}
-                Some(stop) => break stop,
+                Step::Done => {}
+                Step::Kicked => {
+                    self.exits.count(ExitKind::Kick);
+                    // Cleared before `stop` is looked at, so that a kick that comes from now on is not lost.
+                    self.fd.set_kvm_immediate_exit(0);
+                }
+                Step::Stop(stop) => break stop,
             }
         };
+        let settled = self.settle(run, shared);
         IMMEDIATE_EXIT.set(ptr::null_mut());
         self.fd.set_kvm_immediate_exit(0);
-        stop
+        if stop == Stop::Asked { settled } else { stop }
+    }
+
+    /// Finishes the instruction whose access was the last exit.
+    ///
+    /// KVM puts what was read where it belongs, and moves on, when it is entered the next time (Documentation/virt/kvm/api.rst,
+    /// KVM_RUN). Left to the next start, that would be done to a CPU that a reset has put back to power-on in between. With
+    /// immediate_exit set KVM does it and nothing else.
+    fn settle(&mut self, run: *mut kvm_bindings::kvm_run, shared: &Shared) -> Stop {
+        for _ in 0..MOST_PARTS {
+            self.fd.set_kvm_immediate_exit(1);
+            match self.run_once(run, shared) {
+                Step::Done => {}
+                Step::Kicked => break,
+                Step::Stop(stop) => return stop,
+            }
+        }
+        Stop::Asked
     }
 
     /// One entry into the guest and what it comes back with.
-    fn run_once(&mut self, run: *mut kvm_bindings::kvm_run, shared: &Shared) -> Option<Stop> {
+    fn run_once(&mut self, run: *mut kvm_bindings::kvm_run, shared: &Shared) -> Step {
         let exits = &self.exits;
-        let exit = self.fd.run();
-        let action = match exit {
+        let action = match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 exits.count(ExitKind::IoIn);
                 // A string instruction brings several elements at once, all of them for the same port.
@@ -176,31 +212,26 @@ impl Vcpu {
                 exits.count(ExitKind::MmioWrite);
                 shared.memory.write(address, data).unwrap_or(Action::None)
             }
-            Ok(VcpuExit::Shutdown) => return Some(Stop::TripleFault),
-            Ok(VcpuExit::Intr) => self.kicked(),
-            Err(errno) if errno.errno() == libc::EINTR => self.kicked(),
+            Ok(VcpuExit::Shutdown) => return Step::Stop(Stop::TripleFault),
+            Ok(VcpuExit::Intr) => return Step::Kicked,
+            Err(errno) if errno.errno() == libc::EINTR => return Step::Kicked,
             Err(errno) if errno.errno() == libc::EAGAIN => Action::None,
-            Ok(other) => return Some(Stop::Failed(describe(&other, run))),
-            Err(errno) => return Some(Stop::Failed(format!("KVM_RUN: {errno}"))),
+            Ok(other) => return Step::Stop(Stop::Failed(describe(&other, run))),
+            Err(errno) => return Step::Stop(Stop::Failed(format!("KVM_RUN: {errno}"))),
         };
-        (action != Action::None).then_some(Stop::Guest(action))
-    }
-
-    fn kicked(&mut self) -> Action {
-        self.exits.count(ExitKind::Kick);
-        // Cleared before `stop` is looked at, so that a kick that comes from now on is not lost.
-        self.fd.set_kvm_immediate_exit(0);
-        Action::None
+        match action {
+            Action::None => Step::Done,
+            action => Step::Stop(Stop::Guest(action)),
+        }
     }
 }
 
 /// Bytes per element of the port access that the vCPU exited with, which VcpuExit does not say.
 fn io_size(run: *const kvm_bindings::kvm_run) -> usize {
     // SAFETY: `run` is the mapped kvm_run page of the vCPU that just exited.
-    let exit = unsafe { &raw const (*run).__bindgen_anon_1 };
+    let size = unsafe { &raw const (*run).__bindgen_anon_1.io.size };
     // SAFETY: the exit was KVM_EXIT_IO, so `io` is the part of the union that KVM filled.
-    let size = unsafe { (*exit).io.size };
-    usize::from(size).max(1)
+    usize::from(unsafe { size.read() }).max(1)
 }
 
 fn describe(exit: &VcpuExit<'_>, run: *const kvm_bindings::kvm_run) -> String {
@@ -208,9 +239,9 @@ fn describe(exit: &VcpuExit<'_>, run: *const kvm_bindings::kvm_run) -> String {
         return format!("KVM stopped with {exit:?}");
     }
     // SAFETY: `run` is the mapped kvm_run page of the vCPU that just exited.
-    let exit = unsafe { &raw const (*run).__bindgen_anon_1 };
+    let suberror = unsafe { &raw const (*run).__bindgen_anon_1.internal.suberror };
     // SAFETY: the exit was KVM_EXIT_INTERNAL_ERROR, so `internal` is the part of the union that KVM filled.
-    let suberror = unsafe { (*exit).internal.suberror };
+    let suberror = unsafe { suberror.read() };
     let what = match suberror {
         1 => "an instruction that KVM cannot emulate",
         2 => "simultaneous exceptions",
@@ -219,3 +250,6 @@ fn describe(exit: &VcpuExit<'_>, run: *const kvm_bindings::kvm_run) -> String {
     };
     format!("KVM internal error {suberror}: {what}")
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,3 +77,6 @@ impl Memslots for SlotTable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
