@@ -137,6 +137,7 @@ impl<'a> Plan<'a> {
             errors: said,
             file,
             seen: 0,
+            logged: 0,
             code: None,
         })
     }
@@ -150,7 +151,9 @@ pub(crate) struct Guest<'a> {
     console: String,
     errors: String,
     file: File,
+    /// How much of the console `wait_for` is past, and how much is in the log.
     seen: usize,
+    logged: usize,
     code: Option<i32>,
 }
 
@@ -242,12 +245,17 @@ impl Guest<'_> {
         let text = String::from_utf8_lossy(bytes).replace('\r', "");
         // The record is for reading afterwards; what is asserted on is in memory.
         let _ = self.file.write_all(text.as_bytes());
-        self.plan.host.log("guest", &text);
         if self.plan.shown {
             print!("{text}");
             let _ = std::io::stdout().flush();
         }
         self.console.push_str(&text);
+        // The log has whole lines, each with the time at which it was complete.
+        if let Some(end) = self.console[self.logged..].rfind('\n') {
+            let end = self.logged + end + 1;
+            self.plan.host.log("guest", &self.console[self.logged..end]);
+            self.logged = end;
+        }
     }
 
     fn silent(&self, what: &str) -> Error {

@@ -68,6 +68,10 @@ impl Host {
             &dir.join("l1-command"),
             &format!("{}\n", qemu::shown(&command)),
         )?;
+        write(
+            &dir.join("l1-by-hand"),
+            &qemu::by_hand(image, machine, &places),
+        )?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let said = dir.join(format!("l1-qemu-{attempt}.log"));
         let log = fs::File::create(&said).doing(|| format!("making {}", said.display()))?;

@@ -27,8 +27,31 @@ pub(crate) fn has_nested_kvm() -> bool {
             .is_ok()
 }
 
-/// The whole command line. Its stdin and stdout are L1's hvc0.
+/// The command line of an L1 that the lab's agent answers in. QEMU's stdin and stdout are L1's hvc0.
 pub(crate) fn command(image: &Image, machine: &Machine, places: &Places) -> Command {
+    let mut qemu = machine_itself(image, machine, places);
+    qemu.arg("-serial")
+        .arg(format!("file:{}", places.serial_log.display()));
+    qemu.args(["-device", "virtio-serial-pci,id=ports,addr=1b"]);
+    qemu.arg("-chardev")
+        .arg(format!("socket,id=agent,path={}", places.socket.display()));
+    let port = format!(
+        "virtserialport,bus=ports.0,chardev=agent,name={}",
+        agent::PORT
+    );
+    qemu.args(["-device", &port, "-chardev", "stdio,id=console,signal=off"]);
+    qemu.args(["-device", "virtconsole,bus=ports.0,chardev=console"]);
+    qemu
+}
+
+/// The same machine as a shell script for a person: L1's serial port is the terminal, and further arguments are appended.
+pub(crate) fn by_hand(image: &Image, machine: &Machine, places: &Places) -> String {
+    let mut qemu = machine_itself(image, machine, places);
+    qemu.args(["-serial", "mon:stdio"]);
+    format!("#!/bin/sh\nexec {} \"$@\"\n", shown(&qemu))
+}
+
+fn machine_itself(image: &Image, machine: &Machine, places: &Places) -> Command {
     let mut qemu = image.tree().program("/usr/bin/qemu-system-x86_64");
     let root = image.tree().root();
     qemu.arg("-L")
@@ -80,7 +103,7 @@ fn kernel_words(machine: &Machine) -> String {
     words
 }
 
-/// Root disk, shares, serial log, agent and the console hvc0, in slots that no card wants.
+/// Root disk and shares, in slots that no card wants.
 fn own_devices(image: &Image, places: &Places) -> Vec<String> {
     let disk = image.tree().disk();
     let share = |id: &str, path: &std::path::Path, slot: &str, options: &str| {
@@ -103,23 +126,6 @@ fn own_devices(image: &Image, places: &Places) -> Vec<String> {
     ];
     words.extend(share("lab", &places.share, "1d", ""));
     words.extend(share("l2", &image.l2(), "1c", ",readonly=on"));
-    words.extend([
-        "-serial".to_owned(),
-        format!("file:{}", places.serial_log.display()),
-        "-device".to_owned(),
-        "virtio-serial-pci,id=ports,addr=1b".to_owned(),
-        "-chardev".to_owned(),
-        format!("socket,id=agent,path={}", places.socket.display()),
-        "-device".to_owned(),
-        format!(
-            "virtserialport,bus=ports.0,chardev=agent,name={}",
-            agent::PORT
-        ),
-        "-chardev".to_owned(),
-        "stdio,id=console,signal=off".to_owned(),
-        "-device".to_owned(),
-        "virtconsole,bus=ports.0,chardev=console".to_owned(),
-    ]);
     words
 }
 
