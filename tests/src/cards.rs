@@ -83,8 +83,8 @@ impl Machine {
 pub(crate) struct Places {
     /// Shared with L1, which sees it as /lab.
     pub(crate) share: PathBuf,
-    /// The agent's socket.
-    pub(crate) socket: PathBuf,
+    /// The agent's socket, in the abstract namespace: no file to clean up, and no limit on the length of paths.
+    pub(crate) socket: String,
     /// Where L1's first serial port is written to.
     pub(crate) serial_log: PathBuf,
 }

@@ -1,7 +1,8 @@
 //! L1, "the host": the simulated machine that runs `viaduct`, with its cards, its logs and the agent in it.
 
 use std::fs;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +22,9 @@ use crate::{paths, qemu, sys};
 
 /// What an L1 may take to come up; after that it is the emulator that hangs, and it is booted once more.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How many boots there were; names their sockets.
+static BOOTS: AtomicU32 = AtomicU32::new(0);
 
 /// A running L1. Ends when it is dropped.
 #[derive(Debug)]
@@ -55,14 +59,18 @@ impl Host {
     fn boot_once(image: &Image, machine: &Machine, dir: &Path, attempt: u32) -> Result<Self> {
         let share = dir.join("share");
         fill_share(&share)?;
-        let sockets = SocketFolder::make()?;
         let places = Places {
             share,
-            socket: sockets.0.join("agent"),
+            socket: format!(
+                "viaduct-lab-{}-{}",
+                std::process::id(),
+                BOOTS.fetch_add(1, Ordering::Relaxed)
+            ),
             serial_log: dir.join(format!("l1-serial-{attempt}.log")),
         };
-        let listener = UnixListener::bind(&places.socket)
-            .doing(|| format!("listening on {}", places.socket.display()))?;
+        let listener = SocketAddr::from_abstract_name(&places.socket)
+            .and_then(|address| UnixListener::bind_addr(&address))
+            .doing(|| format!("listening on the socket @{}", places.socket))?;
         let mut command = qemu::command(image, machine, &places);
         write(
             &dir.join("l1-command"),
@@ -232,24 +240,4 @@ fn place(from: &Path, to: &Path) -> Result<()> {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).doing(|| format!("writing {}", path.display()))
-}
-
-/// Socket paths are limited to 108 bytes, so they do not live with the run's other files.
-struct SocketFolder(PathBuf);
-
-impl SocketFolder {
-    fn make() -> Result<Self> {
-        let nanos = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |time| time.subsec_nanos());
-        let path = std::env::temp_dir().join(format!("lab-{}-{nanos}", std::process::id()));
-        fs::create_dir_all(&path).doing(|| format!("making {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for SocketFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

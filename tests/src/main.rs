@@ -159,8 +159,7 @@ fn test(filter: &str) -> Result<i32> {
 fn boot(machine: &Machine, name: &str) -> Result<Host> {
     checks::build_viaduct()?;
     let image = Image::ready()?;
-    let dir = paths::run(name);
-    std::fs::create_dir_all(&dir).doing(|| format!("making {}", dir.display()))?;
+    let dir = paths::run(name)?;
     let engine = if qemu::has_nested_kvm() {
         "KVM"
     } else {

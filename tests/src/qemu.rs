@@ -33,8 +33,10 @@ pub(crate) fn command(image: &Image, machine: &Machine, places: &Places) -> Comm
     qemu.arg("-serial")
         .arg(format!("file:{}", places.serial_log.display()));
     qemu.args(["-device", "virtio-serial-pci,id=ports,addr=1b"]);
-    qemu.arg("-chardev")
-        .arg(format!("socket,id=agent,path={}", places.socket.display()));
+    qemu.arg("-chardev").arg(format!(
+        "socket,id=agent,abstract=on,path={}",
+        places.socket
+    ));
     let port = format!(
         "virtserialport,bus=ports.0,chardev=agent,name={}",
         agent::PORT

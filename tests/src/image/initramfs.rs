@@ -22,6 +22,22 @@ const L2_TOOLS: &str = include_str!("../../../resources/lab/l2.tools");
 /// mdev: load the driver of whatever shows up.
 const MDEV: &str = "$MODALIAS=.* 0:0 660 @modprobe -qb \"$MODALIAS\"\n";
 
+/// The init is a shell script, which nobody can ask to power off: these do it themselves.
+const ENDINGS: [(&str, &str); 3] = [
+    (
+        "usr/sbin/poweroff",
+        "#!/bin/sh\nsync; exec busybox poweroff -f\n",
+    ),
+    (
+        "usr/sbin/halt",
+        "#!/bin/sh\nsync; exec busybox poweroff -f\n",
+    ),
+    (
+        "usr/sbin/reboot",
+        "#!/bin/sh\nsync; exec busybox reboot -f\n",
+    ),
+];
+
 /// The key of what `build` makes: the tree, everything that is put in, and how.
 pub(super) fn key(tree: &Tree) -> Key {
     let recipe = [
@@ -66,6 +82,9 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
         ("bin/lab-lease", L2_LEASE),
         ("bin/lab-settle", L2_SETTLE),
     ] {
+        guest.file(path, 0o755, script.as_bytes());
+    }
+    for (path, script) in ENDINGS {
         guest.file(path, 0o755, script.as_bytes());
     }
     guest.file("etc/mdev.conf", 0o644, MDEV.as_bytes());

@@ -71,7 +71,7 @@ pub(crate) fn any(filter: &str) -> bool {
 /// Runs those whose name contains the filter.
 pub(crate) fn run(image: &Image, filter: &str) -> Result<Tally> {
     let mut tally = Tally::default();
-    let dir = paths::run("test");
+    let dir = paths::run("test")?;
     for (number, (machine, batch)) in batches(filter).into_iter().enumerate() {
         run_batch(
             image,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::{Scenario, expect};
 use crate::cards::{Cards, Machine};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::qemu;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -14,6 +15,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             machine: sriov,
             limit: Duration::from_secs(60),
             run: host_is_complete,
+        },
+        Scenario {
+            name: "the simulated host runs on the runner's KVM where there is one",
+            machine: sriov,
+            limit: Duration::from_secs(30),
+            run: host_is_on_kvm,
         },
         Scenario {
             name: "a VF works in a guest of the reference QEMU",
@@ -48,6 +55,13 @@ fn host_is_complete(l1: &Host) -> Result<()> {
         code.code == 7 && code.stdout == "out\n" && code.stderr == "err\n",
         "the agent tells all",
     )
+}
+
+fn host_is_on_kvm(l1: &Host) -> Result<()> {
+    if !qemu::has_nested_kvm() {
+        return Err(Error::Skipped("this runner has neither vmx nor svm".into()));
+    }
+    l1.sh("dmesg | grep 'Hypervisor detected: KVM'").map(drop)
 }
 
 fn vf_under_reference(l1: &Host) -> Result<()> {

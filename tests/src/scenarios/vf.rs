@@ -4,27 +4,27 @@ use std::time::Duration;
 
 use super::{Scenario, expect};
 use crate::cards::{Cards, Machine};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::host::Host;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario {
-        name: "a VF works in a guest of viaduct and goes back to its driver",
-        machine: || Machine::with_cards(Cards::sriov()),
-        limit: Duration::from_secs(120),
-        run: vf_works,
-    }]
+    vec![
+        Scenario {
+            name: "a VF works in a guest of viaduct and goes back to its driver",
+            machine: || Machine::with_cards(Cards::sriov()),
+            limit: Duration::from_secs(120),
+            run: vf_works,
+        },
+        Scenario {
+            name: "without an IOMMU viaduct says what is missing and changes nothing",
+            machine: || Machine::with_cards(Cards::sriov()).without_iommu(),
+            limit: Duration::from_secs(60),
+            run: no_iommu,
+        },
+    ]
 }
 
 fn vf_works(l1: &Host) -> Result<()> {
-    // Until `viaduct run` is there. To be removed with the first guest that boots.
-    if !l1
-        .output("viaduct run --help", Duration::from_secs(20))?
-        .stdout
-        .contains("--vfio")
-    {
-        return Err(Error::Skipped("viaduct has no `run --vfio` yet".into()));
-    }
     let guest = l1
         .viaduct("run --cpus 2 --memory 512M --vfio 03:10.3,addr=06")
         .script("lspci -nn && lab-dhcp && ping -c 3 10.0.2.2 && grep eth0 /proc/interrupts")
@@ -50,5 +50,21 @@ fn vf_works(l1: &Host) -> Result<()> {
     expect(
         l1.driver("0000:03:10.3")?.as_deref() == Some("igbvf"),
         "the VF is back on igbvf",
+    )
+}
+
+fn no_iommu(l1: &Host) -> Result<()> {
+    let mut guest = l1
+        .viaduct("run --cpus 1 --memory 256M --vfio 03:10.3")
+        .start()?;
+    expect(guest.wait_for_end()? == 1, "the exit status is 1")?;
+    expect(guest.errors().contains("IOMMU"), "it names the IOMMU")?;
+    expect(
+        guest.errors().contains("intel_iommu=on"),
+        "it says what to type",
+    )?;
+    expect(
+        l1.driver("0000:03:10.3")?.as_deref() == Some("igbvf"),
+        "the VF is still on igbvf",
     )
 }
