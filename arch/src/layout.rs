@@ -51,6 +51,8 @@ pub fn high_window(ram_end: u64, phys_bits: u8) -> Range<u64> {
 
 // ---- I/O ports ----
 
+/// The keyboard controller's command and status register, of which only the reset command is there.
+pub const KEYBOARD: Range<u16> = 0x64..0x65;
 /// CMOS RTC: index at the first port, data at the second.
 pub const RTC: Range<u16> = 0x70..0x72;
 /// COM1, a 16550.

@@ -84,6 +84,30 @@ impl BusDevice for ResetRegister {
     }
 }
 
+/// The one thing of an 8042 keyboard controller that guests without a keyboard still use: its line to the CPU's reset (`reboot=k`).
+/// Command and status register, port 0x64. There is never anything to read and always room to write.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeyboardReset;
+
+/// "Pulse output port" commands are 0xf0 to 0xff, with a zero in the low nibble for each line pulsed; line 0 is reset.
+const PULSE: u8 = 0xf0;
+const PULSE_NOT_RESET: u8 = 1 << 0;
+
+impl BusDevice for KeyboardReset {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) -> Action {
+        match data.first() {
+            Some(command) if command & PULSE == PULSE && command & PULSE_NOT_RESET == 0 => {
+                Action::Reset
+            }
+            _ => Action::None,
+        }
+    }
+}
+
 /// What an event register reports, a bit each, as the DSDT's `_EVT` knows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Events(u8);
@@ -193,5 +217,15 @@ mod tests {
         widths_agree(sleep, (0..2, 2), SleepRegisters::read, write, 10_000);
         let events = || EventRegister::new(Arc::new(CountingLine::default()));
         widths_agree(events, (0..4, 4), EventRegister::read, write, 10_000);
+    }
+
+    #[test]
+    fn only_a_pulse_of_the_reset_line_resets() {
+        assert_eq!(KeyboardReset.write(0, &[0xfe]), Action::Reset);
+        assert_eq!(KeyboardReset.write(0, &[0xff]), Action::None);
+        assert_eq!(KeyboardReset.write(0, &[0xaa]), Action::None);
+        let mut status = [0xff];
+        KeyboardReset.read(0, &mut status);
+        assert_eq!(status, [0], "a guest that waits for room does not wait");
     }
 }

@@ -17,6 +17,7 @@ use arch::{
         placement::{PlaceError, Placement},
         pvh,
         registers::{BootRegisters, Protocol},
+        reset_vector::{self, RESET_VECTOR},
     },
     e820, layout,
     ram::RamRange,
@@ -289,6 +290,7 @@ impl Boot {
         put(&self.command_line, layout::COMMAND_LINE.start)?;
         put(&paging::tables(), layout::PAGE_TABLES.start)?;
         put(&registers.gdt(), registers.gdt_base)?;
+        put(&reset_vector::code(), RESET_VECTOR)?;
         for (address, table) in acpi::tables(acpi).blobs {
             put(&table, address)?;
         }

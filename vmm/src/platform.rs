@@ -13,7 +13,7 @@ use devices::{
         ports::ConfigPorts,
         root::{Ecam, PciRoot},
     },
-    power::{EventRegister, ResetRegister, SleepRegisters},
+    power::{EventRegister, KeyboardReset, ResetRegister, SleepRegisters},
     pvpanic::Pvpanic,
     rtc::Rtc,
     uart::Uart,
@@ -67,7 +67,8 @@ impl Platform {
         // The reset register is one byte of CONFIG_ADDRESS, which hands it on.
         let config_ports = ConfigPorts::new(root.clone(), Arc::new(ResetRegister::default()));
         let sleep = SleepRegisters::new(layout::SLEEP_TYPE_S5);
-        let ports: [(Range<u16>, Arc<dyn BusDevice>); 6] = [
+        let ports: [(Range<u16>, Arc<dyn BusDevice>); 7] = [
+            (layout::KEYBOARD, Arc::new(KeyboardReset)),
             (layout::RTC, Arc::new(Rtc::new())),
             (layout::COM1, uart.clone()),
             (layout::PVPANIC, Arc::new(Pvpanic)),

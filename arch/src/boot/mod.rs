@@ -6,3 +6,4 @@ pub mod paging;
 pub mod placement;
 pub mod pvh;
 pub mod registers;
+pub mod reset_vector;
