@@ -8,7 +8,8 @@ use std::{
         Arc, Mutex,
         mpsc::{self, Receiver},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use arch::{
@@ -37,6 +38,8 @@ pub(crate) const CODE: u64 = 0x1000;
 pub(crate) const RAM_END: u64 = 0x4_0000;
 /// Where the memory bus has its recorder, a page long.
 pub(crate) const DEVICE: u64 = 0x8_0000;
+/// Where guests count what is to be counted.
+pub(crate) const COUNTER: u64 = 0x3000;
 /// Whatever is written to this port ends the guest with [`ENDED`].
 pub(crate) const END_PORT: u64 = 0xf4;
 /// How a guest that wrote to [`END_PORT`] stops.
@@ -70,7 +73,7 @@ pub(crate) fn code(start: *const u8, end: *const u8) -> &'static [u8] {
 
 /// Says, past the capture of a test's output, that a test cannot be done here.
 pub(crate) fn skipped(reason: &str) {
-    let test = std::thread::current();
+    let test = thread::current();
     let _ = writeln!(
         std::io::stderr(),
         "SKIPPED ({reason}): {}",
@@ -231,6 +234,7 @@ impl TinyGuest {
     pub(crate) fn start(&mut self) -> Started<'_> {
         use std::sync::atomic::Ordering;
         self.shared.stop.store(false, Ordering::SeqCst);
+        let counted_before = self.quadword(COUNTER);
         let (sender, stops) = mpsc::channel();
         let vcpu = self.vcpu.take().unwrap();
         let tell = move |_, stop| sender.send(stop).unwrap();
@@ -239,6 +243,7 @@ impl TinyGuest {
             guest: self,
             running,
             stops,
+            counted_before,
         }
     }
 
@@ -253,6 +258,7 @@ pub(crate) struct Started<'a> {
     guest: &'a mut TinyGuest,
     running: Running,
     stops: Receiver<Stop>,
+    counted_before: u64,
 }
 
 impl Started<'_> {
@@ -262,6 +268,20 @@ impl Started<'_> {
         let stop = stop.expect("the guest runs on and on");
         self.guest.vcpu = self.running.join();
         stop
+    }
+
+    /// Waits until the guest has counted on at [`COUNTER`]: then it is in the guest.
+    pub(crate) fn wait_until_it_counts(&self) {
+        let begun = Instant::now();
+        while self.quadword(COUNTER) == self.counted_before {
+            assert!(begun.elapsed() < DEADLINE, "the guest does not run");
+            thread::yield_now();
+        }
+    }
+
+    /// A quadword of RAM.
+    pub(crate) fn quadword(&self, address: u64) -> u64 {
+        self.guest.quadword(address)
     }
 
     /// Tells the CPU to stop, and waits until it has.
