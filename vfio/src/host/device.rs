@@ -65,7 +65,7 @@ pub struct NetInterface {
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// There is no such function (any more).
-    #[error("{0}: no such device\n  see what there is:  viaduct list --all")]
+    #[error("{0}: no such device\n  see what there is:  lspci -nnk")]
     NotFound(Bdf),
     /// The kernel does not say something it always says.
     #[error("{device}: cannot read '{attribute}' in {}", dir.display())]

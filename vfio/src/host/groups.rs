@@ -91,7 +91,14 @@ impl fmt::Display for GroupNotViable {
         let functions: Option<Vec<Bdf>> = self.blockers.iter().map(|m| m.bdf).collect();
         let Some(functions) = functions else {
             // No command of ours takes a device that is not on the PCI bus.
-            return Ok(());
+            return self.blockers.iter().try_for_each(|m| {
+                let link = format!("/sys/kernel/iommu_groups/{group}/devices/{}", m.name);
+                write!(
+                    f,
+                    "\n  detach it by hand:  echo {} > {link}/driver/unbind",
+                    m.name
+                )
+            });
         };
         let run: String = self
             .taking

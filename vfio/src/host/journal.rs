@@ -51,7 +51,9 @@ pub enum JournalError {
 fn privilege(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::PermissionDenied => "\n  binding devices needs root:  sudo viaduct …",
-        _ => "",
+        _ => {
+            "\n  nothing is changed until it can be written: look at  df /run  and  mount | grep /run"
+        }
     }
 }
 

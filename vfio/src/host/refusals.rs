@@ -18,11 +18,11 @@ pub enum BindingError {
     Group(#[from] GroupError),
     /// It is a bridge.
     #[error(
-        "{0}: is a bridge, which a guest cannot have: the devices behind it need it\n  see which devices can be assigned:  viaduct list"
+        "{0}: is a bridge, which a guest cannot have: the devices behind it need it\n  see which devices there are:  lspci -nnk"
     )]
     Bridge(Bdf),
     /// The host stands on it.
-    #[error("{device}: not taken from this host: {}\n  if that is what you want:  viaduct bind --force {}", list(dangers), short(*device))]
+    #[error("{device}: not taken from this host: {}\n  if that is what you want:  viaduct run --force …, or viaduct bind --force {}", list(dangers), short(*device))]
     Danger {
         /// Which device.
         device: Bdf,
@@ -31,8 +31,9 @@ pub enum BindingError {
     },
     /// Another process has it.
     #[error(
-        "{device}: in use by {}\n  end that process, or take another device:  viaduct list",
-        list(holders)
+        "{device}: in use by {}\n  shut that guest down, or end the process:  kill{}",
+        list(holders),
+        pids(holders)
     )]
     InUse {
         /// Which device.
@@ -42,7 +43,7 @@ pub enum BindingError {
     },
     /// The kernel cannot give devices to userspace.
     #[error(
-        "{device}: there is no vfio-pci driver in this kernel: {said}\n  install the modules of the running kernel, then:  modprobe vfio-pci"
+        "{device}: there is no vfio-pci driver in this kernel: {said}\n  install the modules of the running kernel, then, as root:  modprobe vfio-pci"
     )]
     NoVfio {
         /// Which device wants it.
@@ -61,6 +62,11 @@ pub enum BindingError {
 fn list<T: ToString>(items: &[T]) -> String {
     let items: Vec<String> = items.iter().map(T::to_string).collect();
     items.join(" and ")
+}
+
+fn pids(holders: &[Holder]) -> String {
+    let pids = holders.iter().map(|holder| format!(" {}", holder.pid));
+    pids.collect()
 }
 
 impl Host {

@@ -51,7 +51,7 @@ pub enum ResolveError {
 
 impl std::error::Error for ResolveError {}
 
-const SEE: &str = "\n  see what there is:  viaduct list";
+const SEE: &str = "\n  see what there is:  lspci -nnk";
 
 impl fmt::Display for ResolveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -99,28 +99,26 @@ impl fmt::Display for ResolveError {
                 total,
             } => {
                 write!(f, "{physical}: has no virtual function {index}: ")?;
-                let pf = short(*physical);
                 if index >= total {
                     return write!(
                         f,
-                        "it can have {total}, numbered from 0 (vf0)\n  see which there are:  viaduct list"
+                        "it can have {total}, numbered from 0 (vf0)\n  see which there are:  ls -d /sys/bus/pci/devices/{physical}/virtfn*"
                     );
                 }
                 let wanted = index + 1;
-                write!(
-                    f,
-                    "{enabled} of {total} are enabled\n  enable them:  viaduct sriov {pf} --vfs {wanted}"
-                )?;
-                write!(
-                    f,
-                    "\n  or by hand:   echo {wanted} > /sys/bus/pci/devices/{physical}/sriov_numvfs"
-                )?;
+                let attribute = format!("/sys/bus/pci/devices/{physical}/sriov_numvfs");
+                write!(f, "{enabled} of {total} are enabled")?;
                 // The kernel changes the number only from 0 and to 0.
                 if *enabled > 0 {
-                    write!(f, "  (after echo 0)")
-                } else {
-                    Ok(())
+                    write!(
+                        f,
+                        "\n  those that are there go first:  echo 0 > {attribute}"
+                    )?;
                 }
+                write!(
+                    f,
+                    "\n  enable as many as you need:     echo {wanted} > {attribute}"
+                )
             }
         }
     }

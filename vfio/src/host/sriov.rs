@@ -2,7 +2,7 @@
 
 use devices::pci::Bdf;
 
-use super::{Device, DeviceError, Host, Mac, NetlinkError, netlink::Netlink};
+use super::{Device, DeviceError, Host, Mac, NetlinkError, is_vfio, netlink::Netlink, short};
 
 /// A virtual function cannot be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +16,7 @@ pub enum SriovError {
     )]
     NotVirtual(Bdf),
     /// The physical function has no interface through which to set it.
-    #[error("{device}: its MAC address is set through its physical function {physical}, which has no network interface ({})\n  give that one its driver back:  viaduct unbind {physical}", driver.as_deref().unwrap_or("no driver"))]
+    #[error("{device}: its MAC address is set through its physical function {physical}, which has no network interface ({})\n  {}", driver.as_deref().unwrap_or("no driver"), bring_interface(*physical, driver.as_deref()))]
     NoInterface {
         /// The virtual function.
         device: Bdf,
@@ -26,15 +26,29 @@ pub enum SriovError {
         driver: Option<String>,
     },
     /// The kernel refused.
-    #[error("{device}: through {interface}: {cause}")]
+    #[error(
+        "{device}: through {interface}: {cause}\n  or set it by hand, and leave out mac=:  ip link set {interface} up; ip link set {interface} vf {index} mac 02:00:00:00:00:01"
+    )]
     Netlink {
         /// The virtual function.
         device: Bdf,
         /// The physical one's interface.
         interface: String,
+        /// Which of its functions.
+        index: u32,
         /// What was refused.
         cause: NetlinkError,
     },
+}
+
+fn bring_interface(physical: Bdf, driver: Option<&str>) -> String {
+    match driver {
+        Some(driver) if !is_vfio(driver) => "see what its driver said:  dmesg | tail".into(),
+        _ => format!(
+            "give that one its driver back:  viaduct unbind {}",
+            short(physical)
+        ),
+    }
 }
 
 /// Base class of network controllers.
@@ -59,6 +73,7 @@ impl Host {
         let refused = |cause| SriovError::Netlink {
             device: bdf,
             interface: name.clone(),
+            index,
             cause,
         };
         set_through(name, index, mac).map_err(refused)

@@ -55,7 +55,9 @@ pub enum StepError {
         holders: Vec<Holder>,
     },
     /// There is no thread to do it in.
-    #[error("{device}: {what}: {cause}")]
+    #[error(
+        "{device}: {what}: no thread to do it in: {cause}\n  end other processes, or allow more:  ulimit -u"
+    )]
     NoThread {
         /// Which device.
         device: Bdf,

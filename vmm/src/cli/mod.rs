@@ -42,3 +42,45 @@ pub enum Command {
     /// Put back every driver that a run or bind of ours displaced, also after a crash
     Restore(binding::RestoreArgs),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The subcommands that the sources below `dir` tell people to type: what follows two spaces, or sudo, and `viaduct`.
+    fn advised(dir: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                advised(&entry.path(), found);
+            } else {
+                let text = fs::read_to_string(entry.path()).unwrap();
+                let after = ["  viaduct ", "sudo viaduct ", ", or viaduct "];
+                let texts = after.iter().flat_map(|lead| text.split(lead).skip(1));
+                found.extend(texts.filter_map(|rest| {
+                    rest.split(|c: char| !c.is_ascii_lowercase())
+                        .next()
+                        .map(String::from)
+                }));
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_that_an_error_advises_exists() {
+        let mut found = Vec::new();
+        for krate in ["arch", "devices", "vfio", "vmm"] {
+            let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(krate);
+            advised(&sources.join("src"), &mut found);
+        }
+        found.retain(|word| !word.is_empty());
+        assert!(found.iter().any(|word| word == "restore"), "{found:?}");
+        for word in found {
+            let exists = Cli::command().find_subcommand(&word).is_some();
+            assert!(exists, "an error advises 'viaduct {word}'");
+        }
+    }
+}

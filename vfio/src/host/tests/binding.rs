@@ -252,7 +252,7 @@ fn a_living_guests_device_is_not_taken_nor_unbound_nor_restored_and_it_is_named(
         assert_eq!(
             error.to_string(),
             "0000:03:10.3: in use by process 4242 (viaduct, guest 'web')\n  \
-             end that process, or take another device:  viaduct list"
+             shut that guest down, or end the process:  kill 4242"
         );
     }
     let restored = host.restore().unwrap();
@@ -469,7 +469,7 @@ fn modules_are_loaded_when_they_are_on_the_disk_and_asked_for_when_not() {
     assert_eq!(
         error.to_string(),
         "0000:03:10.3: there is no vfio-pci driver in this kernel: Module vfio-pci not found.\n  \
-         install the modules of the running kernel, then:  modprobe vfio-pci"
+         install the modules of the running kernel, then, as root:  modprobe vfio-pci"
     );
     fixture.file("sys/modules/vfio-pci", "");
     let taken = fixture.host().take(&[device], &options()).unwrap();

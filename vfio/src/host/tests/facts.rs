@@ -90,7 +90,7 @@ fn names_of_nothing_are_answered_with_names_of_something() {
         "0000:03:10.5: no such device on this host\n  \
          on the same bus there is:  03:00.1 03:10.1 03:10.3"
     );
-    assert!(resolve_error(&fixture, "04:00.0").ends_with("see what there is:  viaduct list"));
+    assert!(resolve_error(&fixture, "04:00.0").ends_with("see what there is:  lspci -nnk"));
     assert!(resolve_error(&fixture, "eth3").ends_with("interfaces on PCI devices:  eth2"));
     for name in [
         "",
@@ -123,8 +123,8 @@ fn virtual_functions_that_are_not_there_come_with_the_command_that_makes_them() 
     assert_eq!(
         resolve_error(&fixture, "eth2/vf5"),
         "0000:03:00.1: has no virtual function 5: 2 of 8 are enabled\n  \
-         enable them:  viaduct sriov 03:00.1 --vfs 6\n  \
-         or by hand:   echo 6 > /sys/bus/pci/devices/0000:03:00.1/sriov_numvfs  (after echo 0)"
+         those that are there go first:  echo 0 > /sys/bus/pci/devices/0000:03:00.1/sriov_numvfs\n  \
+         enable as many as you need:     echo 6 > /sys/bus/pci/devices/0000:03:00.1/sriov_numvfs"
     );
     assert!(resolve_error(&fixture, "eth2/vf8").contains("it can have 8, numbered from 0"));
     assert!(resolve_error(&fixture, "03:10.3/vf0").contains("has no SR-IOV capability"));
@@ -171,6 +171,23 @@ fn several_obstacles_in_a_group_are_all_named() {
          0000:03:10.1 (igbvf), 0000:03:10.5 (igbvf)\n  \
          give the whole group to the guest:  viaduct run --vfio 03:10.3 --vfio 03:10.1 --vfio 03:10.5\n  \
          or detach them from their drivers:  viaduct bind 03:10.1 03:10.5"
+    );
+}
+
+#[test]
+fn an_obstacle_that_is_no_pci_function_is_detached_by_hand() {
+    let fixture = Fixture::new();
+    let device = fixture.add(function("03:10.3"));
+    let member = "sys/kernel/iommu_groups/8/devices/INTC1056:00";
+    fixture.link(
+        &format!("{member}/driver"),
+        "../../../../bus/platform/drivers/gpio",
+    );
+    let error = fixture.host().viability(device, &[device]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "0000:03:10.3: IOMMU group 8 is not usable: INTC1056:00 in the same group is bound to gpio\n  \
+         detach it by hand:  echo INTC1056:00 > /sys/kernel/iommu_groups/8/devices/INTC1056:00/driver/unbind"
     );
 }
 
@@ -357,7 +374,7 @@ fn a_danger_is_explained_with_the_way_to_do_it_all_the_same() {
     assert_eq!(
         error.unwrap_err().to_string(),
         "0000:03:00.1: not taken from this host: it is the display that this host booted on\n  \
-         if that is what you want:  viaduct bind --force 03:00.1"
+         if that is what you want:  viaduct run --force …, or viaduct bind --force 03:00.1"
     );
 }
 
