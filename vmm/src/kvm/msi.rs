@@ -2,7 +2,7 @@
 //!
 //! A vector is an eventfd and a GSI. While it is routed the eventfd is an irqfd: its signal becomes the guest's interrupt inside
 //! the kernel. While it is masked the irqfd is detached and the eventfd keeps what it is told; attaching it again delivers that,
-//! once, because KVM looks at the eventfd when it attaches (virt/kvm/eventfd.c, kvm_irqfd_assign).
+//! once, because KVM looks at the eventfd when it attaches (kvm_irqfd_assign in virt/kvm/eventfd.c).
 
 use std::{
     io,
@@ -20,12 +20,7 @@ pub struct MsiController(pub Arc<Routes>);
 
 impl MsiSource for MsiController {
     fn vectors(&self, count: usize) -> io::Result<Box<dyn MsiVectors>> {
-        let vectors = (0..count).map(|_| OnceLock::new()).collect();
-        Ok(Box::new(Vectors {
-            routes: self.0.clone(),
-            vectors,
-            making: Mutex::default(),
-        }))
+        Ok(Box::new(Vectors::new(self.0.clone(), count)))
     }
 }
 
@@ -43,6 +38,14 @@ struct Vector {
 }
 
 impl Vectors {
+    fn new(routes: Arc<Routes>, count: usize) -> Self {
+        Self {
+            routes,
+            vectors: (0..count).map(|_| OnceLock::new()).collect(),
+            making: Mutex::default(),
+        }
+    }
+
     fn get(&self, vector: usize) -> io::Result<&Vector> {
         let cell = self.vectors.get(vector).ok_or_else(|| {
             io::Error::new(
@@ -74,6 +77,9 @@ impl Vector {
                 .register_irqfd(&self.eventfd, self.gsi)
                 .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))?;
             *attached = true;
+            // What was latched is on its way to the guest, and KVM leaves it in the eventfd: it would look pending, and come again,
+            // when the vector is next masked. A signal from now on is consumed as it comes, so what is read here is old.
+            let _ = self.eventfd.read();
         }
         Ok(())
     }
@@ -167,3 +173,6 @@ impl Drop for Vectors {
             .release(&made.iter().map(|vector| vector.gsi).collect::<Vec<_>>());
     }
 }
+
+#[cfg(test)]
+mod tests;

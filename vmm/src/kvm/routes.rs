@@ -31,6 +31,12 @@ pub struct Routes {
 struct Table {
     /// Messages by GSI; GSIs below `layout::IOAPIC_PINS` are pins and not in here.
     messages: BTreeMap<u32, Option<MsiMessage>>,
+    /// No GSI for messages is free below this one.
+    free_from: u32,
+    /// Whether KVM has not been told of the messages as they are.
+    changed: bool,
+    /// How often it was told.
+    updates: u64,
 }
 
 impl Routes {
@@ -46,18 +52,23 @@ impl Routes {
     pub(super) fn allocate(&self) -> io::Result<u32> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         // A PIC pin is a route of its own, hence the 16.
-        let gsi = (layout::IOAPIC_PINS..MAX_ROUTES - 16)
+        let gsi = (table.free_from.max(layout::IOAPIC_PINS)..MAX_ROUTES - 16)
             .find(|gsi| !table.messages.contains_key(gsi))
             .ok_or_else(|| io::Error::other("all of KVM's 4096 interrupt routes are in use"))?;
         table.messages.insert(gsi, None);
+        table.free_from = gsi + 1;
         Ok(gsi)
     }
 
     /// Gives GSIs back and drops their routes.
     pub(super) fn release(&self, gsis: &[u32]) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.messages.retain(|gsi, _| !gsis.contains(gsi));
-        if let Err(error) = self.publish(&table) {
+        for gsi in gsis {
+            let routed = table.messages.remove(gsi).flatten();
+            table.changed |= routed.is_some();
+            table.free_from = table.free_from.min(*gsi);
+        }
+        if let Err(error) = self.publish(&mut table) {
             log::error!("interrupt routes of a removed device stay behind: {error}");
         }
     }
@@ -65,18 +76,23 @@ impl Routes {
     /// Routes GSIs to messages, all in one update; none when nothing changes.
     pub(super) fn set(&self, routes: impl Iterator<Item = (u32, MsiMessage)>) -> io::Result<()> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut changed = false;
         for (gsi, message) in routes {
-            changed |= table.messages.insert(gsi, Some(message)) != Some(Some(message));
+            let before = table.messages.insert(gsi, Some(message));
+            table.changed |= before != Some(Some(message));
         }
-        if changed {
-            self.publish(&table)
-        } else {
-            Ok(())
-        }
+        self.publish(&mut table)
     }
 
-    fn publish(&self, table: &Table) -> io::Result<()> {
+    /// How often KVM had to be told, each time to replace the whole table.
+    pub fn updates(&self) -> u64 {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.updates
+    }
+
+    fn publish(&self, table: &mut Table) -> io::Result<()> {
+        if !table.changed {
+            return Ok(());
+        }
         let messages = table
             .messages
             .iter()
@@ -88,7 +104,10 @@ impl Routes {
             .map_err(|error| io::Error::other(format!("{} routes: {error:?}", entries.len())))?;
         self.vm
             .set_gsi_routing(&routing)
-            .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+            .map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        table.changed = false;
+        table.updates += 1;
+        Ok(())
     }
 
     /// A wire to pin `gsi` whose edges the kernel delivers.
