@@ -31,7 +31,9 @@ impl RegionMapping {
     pub(super) fn new(file: &File, region: &RegionInfo, area: Area) -> io::Result<Self> {
         let len = whole_pages(area.len)?;
         let file_offset = region.file_offset.checked_add(area.offset);
-        let file_offset = file_offset.ok_or(io::ErrorKind::InvalidInput)?;
+        let file_offset = file_offset
+            .and_then(|offset| i64::try_from(offset).ok())
+            .ok_or(io::ErrorKind::InvalidInput)?;
         let reserved = Reservation::new(len, alignment(region.size), area.offset)?;
         let protection = match region.writable {
             true => libc::PROT_READ | libc::PROT_WRITE,
@@ -46,13 +48,16 @@ impl RegionMapping {
                 protection,
                 libc::MAP_SHARED | libc::MAP_FIXED,
                 file.as_raw_fd(),
-                i64::try_from(file_offset).map_err(|_| io::ErrorKind::InvalidInput)?,
+                file_offset,
             )
         };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let error = io::Error::last_os_error();
+        // Also when it failed: the kernel may have taken the reserved pages away before it asked the driver, and what another
+        // thread has put into that hole since must not be unmapped with the rest. What may be left there is address space only.
         reserved.keep_only(len);
+        if address == libc::MAP_FAILED {
+            return Err(error);
+        }
         Ok(Self {
             address: address.addr(),
             len,
