@@ -58,9 +58,26 @@ impl Arming {
         if enabled.can_grow || new.iter().all(|&vector| vector < enabled.room) {
             return self.add(index, new, vectors);
         }
+        let old = enabled.armed.clone();
         let all = enabled.armed.union(&new).copied().collect();
         self.disarm();
-        self.make(index, all, expected, vectors)
+        let made = self.make(index, all, expected, vectors);
+        if made.is_err() {
+            // No reason to lose what worked.
+            self.make(index, old.clone(), 0, vectors)?;
+        }
+        self.signal(index, &old);
+        made
+    }
+
+    /// Signals vectors that the device may have signalled while they were not armed. Once too often does no harm: a message can
+    /// come late on hardware, too. Once too few, and a driver waits for ever.
+    fn signal(&self, index: IrqIndex, vectors: &BTreeSet<usize>) {
+        for vector in vectors.iter().filter_map(|&v| u32::try_from(v).ok()) {
+            if let Err(error) = self.host.signal(index, vector) {
+                log::debug!("{index:?} vector {vector} cannot be signalled: {error}");
+            }
+        }
     }
 
     /// Disables what is enabled.
@@ -90,13 +107,28 @@ impl Arming {
         }
         let needed = armed.last().map_or(1, |&highest| highest + 1);
         let room = needed.max(expected);
+        let made = self.make_with_room(index, &armed, room, vectors);
+        if made.is_err() && room > needed {
+            return self.make_with_room(index, &armed, needed, vectors);
+        }
+        made
+    }
+
+    /// Enables a set that cannot grow, of `room` vectors.
+    fn make_with_room(
+        &mut self,
+        index: IrqIndex,
+        armed: &BTreeSet<usize>,
+        room: usize,
+        vectors: &dyn MsiVectors,
+    ) -> io::Result<()> {
         let eventfds: Vec<_> = (0..room)
             .map(|vector| armed.contains(&vector).then(|| vectors.eventfd(vector)))
             .map(Option::transpose)
             .collect::<io::Result<_>>()?;
         self.host.arm(index, 0, &eventfds)?;
-        let mut enabled = Enabled::new(index, can_grow, room);
-        enabled.armed = armed;
+        let mut enabled = Enabled::new(index, false, room);
+        enabled.armed.clone_from(armed);
         self.enabled = Some(enabled);
         Ok(())
     }
@@ -191,7 +223,7 @@ mod tests {
         assert_eq!(host.take_calls(), ["arm Msix 2 [fd]"]);
         arming.arm(MSIX, &[3], 0, &vectors).unwrap();
         assert_eq!(
-            host.take_calls(),
+            host.take_calls()[..2],
             ["disarm Msix", "arm Msix 0 [fd - fd fd]"]
         );
     }
@@ -219,5 +251,37 @@ mod tests {
         arming.disarm();
         arming.disarm();
         assert_eq!(host.take_calls(), ["disarm Msi"]);
+    }
+
+    #[test]
+    fn a_host_with_too_few_vectors_gives_those_in_use() {
+        let (host, mut arming) = arming(FakeHost::default());
+        *host.most_vectors.lock().unwrap() = Some(4);
+        let vectors = FakeVectors::new();
+        arming.arm(MSIX, &[0, 1], 64, &vectors).unwrap();
+        assert!(host.is_armed(MSIX, 0) && host.is_armed(MSIX, 1));
+    }
+
+    #[test]
+    fn vectors_that_cannot_be_added_leave_the_others_as_they_are() {
+        for host in [FakeHost::default(), FakeHost::default().that_can_grow()] {
+            let (host, mut arming) = arming(host);
+            *host.most_vectors.lock().unwrap() = Some(2);
+            let vectors = FakeVectors::new();
+            arming.arm(MSIX, &[0, 1], 2, &vectors).unwrap();
+            assert!(arming.arm(MSIX, &[7], 8, &vectors).is_err());
+            assert!(host.is_armed(MSIX, 0) && host.is_armed(MSIX, 1));
+            assert!(arming.is_enabled(MSIX) && !host.is_armed(MSIX, 7));
+        }
+    }
+
+    #[test]
+    fn what_could_be_lost_while_a_set_is_made_anew_is_signalled_after_it() {
+        let (host, mut arming) = arming(FakeHost::default());
+        let vectors = FakeVectors::new();
+        arming.arm(MSIX, &[0, 2], 3, &vectors).unwrap();
+        host.take_calls();
+        arming.arm(MSIX, &[3], 0, &vectors).unwrap();
+        assert_eq!(host.take_calls()[2..], ["signal Msix 0", "signal Msix 2"]);
     }
 }

@@ -1,6 +1,7 @@
 //! Stand-ins for the host's function and the machine's interrupts, for tests.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -28,7 +29,17 @@ pub(super) struct FakeHost {
     /// Pulled out: every call fails.
     pub(super) is_gone: AtomicBool,
     can_grow: bool,
+    /// How many vectors it gives at most, where that is fewer than it says it has.
+    pub(super) most_vectors: Mutex<Option<usize>>,
+    enabled: Mutex<Option<Enabled>>,
     calls: Log,
+}
+
+/// What vfio-pci keeps of an enabled kind of interrupt.
+struct Enabled {
+    index: IrqIndex,
+    room: usize,
+    armed: BTreeSet<usize>,
 }
 
 impl FakeHost {
@@ -59,6 +70,36 @@ impl FakeHost {
             true => Err(io::Error::from_raw_os_error(libc::ENODEV)),
             false => Ok(()),
         }
+    }
+
+    /// Whether `vector` of `index` would reach its eventfd.
+    pub(super) fn is_armed(&self, index: IrqIndex, vector: usize) -> bool {
+        let enabled = lock(&self.enabled);
+        let mut enabled = enabled.iter().filter(|enabled| enabled.index == index);
+        enabled.any(|enabled| enabled.armed.contains(&vector))
+    }
+
+    /// As vfio-pci does it: one kind at a time, as many vectors as it is enabled with unless it can grow.
+    fn set(&self, index: IrqIndex, start: usize, with_fd: &[bool]) -> io::Result<()> {
+        let end = start + with_fd.len();
+        let most = lock(&self.most_vectors).unwrap_or(usize::MAX);
+        let mut enabled = lock(&self.enabled);
+        let is_new = enabled.is_none();
+        let now = enabled.get_or_insert(Enabled {
+            index,
+            room: end,
+            armed: BTreeSet::new(),
+        });
+        let has_room = self.can_grow || end <= now.room;
+        if now.index != index || !has_room || end > most {
+            enabled.take_if(|_| is_new);
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for (vector, &armed) in (start..).zip(with_fd) {
+            now.armed.remove(&vector);
+            now.armed.extend(armed.then_some(vector));
+        }
+        Ok(())
     }
 
     /// What was done since the last time, in order.
@@ -149,11 +190,19 @@ impl HostFunction for FakeHost {
             .iter()
             .map(|fd| if fd.is_some() { "fd" } else { "-" })
             .collect();
-        self.called(format!("arm {index:?} {start} [{}]", fds.join(" ")))
+        self.called(format!("arm {index:?} {start} [{}]", fds.join(" ")))?;
+        let with_fd: Vec<_> = eventfds.iter().map(Option::is_some).collect();
+        self.set(index, usize::try_from(start).unwrap(), &with_fd)
+    }
+
+    fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
+        self.called(format!("signal {index:?} {vector}"))
     }
 
     fn disarm(&self, index: IrqIndex) -> io::Result<()> {
-        self.called(format!("disarm {index:?}"))
+        self.called(format!("disarm {index:?}"))?;
+        let gone = lock(&self.enabled).take_if(|enabled| enabled.index == index);
+        gone.map(drop).ok_or(io::ErrorKind::InvalidInput.into())
     }
 
     fn can_reset(&self) -> bool {

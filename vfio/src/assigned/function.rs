@@ -15,6 +15,7 @@ use devices::{
 use super::{
     bars,
     config::{Config, Write},
+    failures::Failures,
     interrupts::Interrupts,
     probe::{AssignError, Probed},
     reset,
@@ -57,6 +58,7 @@ pub(super) struct State {
     pub(super) bars: Bars,
     pub(super) placements: Placements,
     pub(super) interrupts: Arc<Interrupts>,
+    pub(super) failed_resets: Failures,
 }
 
 impl AssignedFunction {
@@ -107,6 +109,7 @@ impl AssignedFunction {
             bars,
             placements: Placements::new(space, regions),
             interrupts,
+            failed_resets: Failures::default(),
         };
         if !host.can_reset() {
             log::warn!("{name}: the device cannot be reset; the guest gets it as it is");

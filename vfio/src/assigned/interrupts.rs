@@ -16,7 +16,7 @@ use devices::{
     },
 };
 
-use super::arming::Arming;
+use super::{arming::Arming, failures::Failures};
 use crate::kernel::{HostFunction, IrqIndex};
 
 /// A model of the guest's registers and where its capability is in configuration space.
@@ -29,12 +29,15 @@ pub(super) struct At<T> {
 pub(super) struct Interrupts {
     vectors: Box<dyn MsiVectors>,
     state: Mutex<State>,
+    failures: Failures,
 }
 
 struct State {
     msi: Option<At<Msi>>,
     msix: Option<At<Msix>>,
     arming: Arming,
+    /// How many MSI vectors the device was last asked for, which may be more than it got.
+    msi_asked: usize,
 }
 
 impl Interrupts {
@@ -53,7 +56,9 @@ impl Interrupts {
                 msi,
                 msix,
                 arming: Arming::new(host),
+                msi_asked: 0,
             }),
+            failures: Failures::default(),
         })
     }
 
@@ -129,6 +134,7 @@ impl Interrupts {
         let State {
             msi: Some(msi),
             arming,
+            msi_asked,
             ..
         } = state
         else {
@@ -141,16 +147,22 @@ impl Interrupts {
             return;
         }
         // The device picks a vector by the number that was enabled (Multiple Message Enable), so all of those are armed.
-        let all: Vec<_> = (0..msi.model.vectors_in_use()).collect();
+        let in_use = msi.model.vectors_in_use();
+        if arming.is_enabled(IrqIndex::Msi) && *msi_asked == in_use {
+            return;
+        }
+        *msi_asked = in_use;
+        let all: Vec<_> = (0..in_use).collect();
         let armed = arming.arm(IrqIndex::Msi, &all, all.len(), &*self.vectors);
         if let Err(error) = armed {
-            log::warn!(
-                "{} MSI vectors cannot be had: {error}; trying one",
-                all.len()
-            );
+            if let Some(number) = self.failures.count() {
+                log::warn!(
+                    "{in_use} MSI vectors cannot be had (failure {number}): {error}; trying one"
+                );
+            }
             // Without interrupt remapping a host gives a function one. The device then signals vector 0 for all.
             let one = arming.arm(IrqIndex::Msi, &[0], 1, &*self.vectors);
-            report(one);
+            self.report(one);
         }
     }
 
@@ -175,7 +187,7 @@ impl Interrupts {
         let used: Vec<_> = routed.map(|&(vector, _)| vector).collect();
         if !used.is_empty() || !arming.is_enabled(IrqIndex::Msix) {
             let expected = written(&msix.model);
-            report(arming.arm(IrqIndex::Msix, &used, expected, &*self.vectors));
+            self.report(arming.arm(IrqIndex::Msix, &used, expected, &*self.vectors));
         }
     }
 
@@ -187,8 +199,22 @@ impl Interrupts {
     fn route(&self, changes: &RouteChanges) {
         if !changes.is_empty()
             && let Err(error) = self.vectors.route(changes)
+            && let Some(number) = self.failures.count()
         {
-            log::error!("interrupts of an assigned function cannot be routed: {error}");
+            log::error!(
+                "interrupts of an assigned function cannot be routed (failure {number}): {error}"
+            );
+        }
+    }
+
+    /// A host that fails to give an interrupt costs the guest that interrupt, not its life.
+    fn report(&self, armed: io::Result<()>) {
+        if let Err(error) = armed
+            && let Some(number) = self.failures.count()
+        {
+            log::error!(
+                "interrupts of an assigned function cannot be enabled (failure {number}): {error}"
+            );
         }
     }
 
@@ -213,13 +239,6 @@ fn written(msix: &Msix) -> usize {
     };
     let highest = (0..msix.vectors()).rev().find(has_address);
     highest.map_or(0, |vector| vector + 1)
-}
-
-/// A host that fails to give an interrupt costs the guest that interrupt, not its life.
-fn report(armed: io::Result<()>) {
-    if let Err(error) = armed {
-        log::error!("interrupts of an assigned function cannot be enabled: {error}");
-    }
 }
 
 #[cfg(test)]
@@ -337,5 +356,67 @@ mod tests {
         assert_eq!(source.take_routes()[0].len(), 2);
         interrupts.config_write(0x52, &[0, 0]);
         assert_eq!(host.take_calls(), ["disarm Msi"]);
+    }
+
+    #[test]
+    fn a_device_that_got_one_msi_vector_for_several_keeps_it_while_others_are_masked() {
+        let (host, source) = (Arc::new(FakeHost::default()), FakeSource::default());
+        *host.most_vectors.lock().unwrap() = Some(1);
+        let layout = devices::pci::msi::MsiLayout {
+            wide: true,
+            masking: true,
+            vectors: 4,
+        };
+        let msi = At {
+            offset: 0x50,
+            model: Msi::new(layout),
+        };
+        let interrupts = Interrupts::new(host.clone(), &source, Some(msi), None).unwrap();
+        interrupts.config_write(0x52, &[0x21, 0]);
+        assert!(host.is_armed(IrqIndex::Msi, 0));
+        host.take_calls();
+        interrupts.config_write(0x60, &[2, 0, 0, 0]);
+        interrupts.config_write(0x60, &[0, 0, 0, 0]);
+        assert_eq!(host.take_calls(), [""; 0]);
+    }
+
+    /// The same numbers in every run.
+    fn random() -> impl FnMut(u64) -> u64 {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        move |end| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.wrapping_mul(0x2545_f491_4f6c_dd1d) % end
+        }
+    }
+
+    #[test]
+    fn whatever_the_guest_writes_a_vector_with_a_route_is_armed() {
+        for host in [FakeHost::default(), FakeHost::default().that_can_grow()] {
+            let (host, source) = (Arc::new(host), FakeSource::default());
+            let interrupts = msix(&host, &source);
+            let (mut random, mut routed) = (random(), [false; 3]);
+            for step in 0..20_000 {
+                match random(4) {
+                    0 => control(
+                        &interrupts,
+                        [0, ENABLE, ENABLE | MASK_ALL][usize::try_from(random(3)).unwrap()],
+                    ),
+                    1 if random(50) == 0 => interrupts.reset(),
+                    _ => interrupts.table_write(random(12) * 4, &random(2).to_le_bytes()[..4]),
+                }
+                for (vector, message) in source.take_routes().into_iter().flatten() {
+                    routed[vector] = message.is_some();
+                }
+                host.take_calls();
+                for vector in (0..3).filter(|&vector| routed[vector]) {
+                    assert!(
+                        host.is_armed(IrqIndex::Msix, vector),
+                        "{vector}, step {step}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -12,6 +12,7 @@ mod arming;
 mod bars;
 mod capabilities;
 mod config;
+mod failures;
 #[cfg(test)]
 mod fake;
 mod function;

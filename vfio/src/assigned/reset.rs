@@ -17,8 +17,12 @@ pub(super) fn reset(host: &dyn HostFunction, state: &mut State) {
     state.bars.reset();
     if host.can_reset()
         && let Err(error) = host.reset()
+        && let Some(number) = state.failed_resets.count()
     {
-        log::warn!("{}: cannot be reset: {error}", state.name);
+        log::warn!(
+            "{}: cannot be reset (failure {number}): {error}",
+            state.name
+        );
     }
     // Whatever the reset left behind, what the device and the guest's registers say is the same again.
     state.config.reset();

@@ -11,7 +11,7 @@ use std::{
 
 use devices::bus::{Action, BusDevice};
 
-use super::interrupts::Interrupts;
+use super::{failures::Failures, interrupts::Interrupts};
 use crate::kernel::{HostFunction, RegionInfo};
 
 /// The trapped part of a BAR.
@@ -30,7 +30,7 @@ pub(super) struct BarTrap {
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) accesses: AtomicU64,
-    failures: AtomicU64,
+    failures: Failures,
 }
 
 /// Whose an access is.
@@ -64,10 +64,9 @@ impl BarTrap {
 
     /// Says that an access failed, the less often the more there are.
     fn failed(&self, offset: u64, error: &std::io::Error) {
-        let failures = self.counters.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if failures.is_power_of_two() {
+        if let Some(number) = self.counters.failures.count() {
             let bar = self.region.index.0;
-            log::debug!("BAR {bar} + {offset:#x}: failed access number {failures}: {error}");
+            log::debug!("BAR {bar} + {offset:#x}: failed access number {number}: {error}");
         }
     }
 }

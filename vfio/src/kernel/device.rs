@@ -138,6 +138,10 @@ impl HostFunction for Device {
         irq::set_eventfds(&self.file, index, IrqAction::Trigger, start, eventfds)
     }
 
+    fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
+        irq::act(&self.file, index, IrqAction::Trigger, vector, 1)
+    }
+
     fn disarm(&self, index: IrqIndex) -> io::Result<()> {
         irq::act(&self.file, index, IrqAction::Trigger, 0, 0)
     }

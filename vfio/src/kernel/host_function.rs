@@ -32,6 +32,8 @@ pub trait HostFunction: Send + Sync {
         start: u32,
         eventfds: &[Option<BorrowedFd<'_>>],
     ) -> io::Result<()>;
+    /// Signals the eventfd of an armed vector, as if the device had.
+    fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()>;
     /// Disables that kind of interrupt, which must be enabled.
     fn disarm(&self, index: IrqIndex) -> io::Result<()>;
     /// Whether the function can be reset.
