@@ -46,6 +46,17 @@ pub enum ProcessorsError {
     Panicked,
 }
 
+/// Whether KVM on this host can run that many.
+pub fn check_count(vm: &Vm, wanted: u32) -> Result<(), ProcessorsError> {
+    let most = vm.kvm.get_max_vcpus();
+    let fits = usize::try_from(wanted).is_ok_and(|wanted| wanted <= most);
+    if fits {
+        Ok(())
+    } else {
+        Err(ProcessorsError::TooMany { wanted, most })
+    }
+}
+
 /// The guest's processors.
 pub struct Processors {
     parked: Vec<Vcpu>,
@@ -63,13 +74,7 @@ impl Processors {
         supported: &[Leaf],
         shared: Arc<Shared>,
     ) -> Result<Self, ProcessorsError> {
-        let most = vm.kvm.get_max_vcpus();
-        if count as usize > most {
-            return Err(ProcessorsError::TooMany {
-                wanted: count,
-                most,
-            });
-        }
+        check_count(vm, count)?;
         vcpu::install_kick_handler()?;
         let saved = vm
             .kvm

@@ -16,7 +16,7 @@ use crate::{
     console::{RawTerminal, Serial},
     events::Events,
     input,
-    machine::{Config, Machine, Outcome},
+    machine::{Blueprint, Config, Outcome},
     signals::Signals,
 };
 
@@ -51,62 +51,66 @@ pub fn run(args: &RunArgs) -> Ended {
     let assigned = assign_slots(&host, &args.vfio)?;
     check_memory(args.memory.size_bytes)?;
     let config = config(args, &assigned);
-    if args.dry_run {
-        return dry_run(&host, args, &config);
-    }
-
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
-    Machine::check(&config)?;
+    let blueprint = Blueprint::draw(config.clone())?;
     let functions: Vec<Bdf> = assigned.iter().map(|(function, _)| *function).collect();
+    let managed = managed(&args.vfio, &functions);
+    let options = BindOptions {
+        force: args.force,
+        guest: None,
+    };
+    // All that can be refused is refused before anything is changed.
+    host.check_take(&managed, &options)?;
+    if args.dry_run {
+        print_plan(&host, &managed, &config);
+        return Ok(ExitCode::SUCCESS);
+    }
+
     if !functions.is_empty() {
         limits::allow_locked(config.memory_bytes)?;
         limits::allow_open_files(BASE_DESCRIPTORS + MAX_VECTORS * functions.len() as u64)?;
     }
-    for (arg, (function, _)) in args.vfio.iter().zip(&assigned) {
-        // Through the PF's driver, so before the VF leaves its own.
-        host.prepare_function(*function, arg.mac.map(Mac))?;
+    for (arg, &function) in args.vfio.iter().zip(&functions) {
+        // Through the PF's driver, and before the VF leaves its own.
+        host.prepare_function(function, arg.mac.map(Mac))?;
     }
-    let managed: Vec<Bdf> = args
-        .vfio
-        .iter()
-        .zip(&functions)
-        .filter(|(arg, _)| arg.managed)
-        .map(|(_, f)| *f)
-        .collect();
-    let taken = host.take(
-        &managed,
-        &BindOptions {
-            force: args.force,
-            guest: None,
-        },
-    )?;
-
+    let taken = host.take(&managed, &options)?;
     // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
-    let outcome = run_machine(config, signals);
+    let outcome = run_machine(blueprint, &config.serial, signals);
     let given_back = taken.give_back();
     let outcome = outcome?;
     given_back?;
     Ok(report(&outcome))
 }
 
-fn run_machine(config: Config, signals: Signals) -> Result<Outcome, Box<dyn Error>> {
+/// The functions whose drivers are ours to displace.
+fn managed(args: &[VfioArg], functions: &[Bdf]) -> Vec<Bdf> {
+    let both = args.iter().zip(functions);
+    both.filter(|(arg, _)| arg.managed)
+        .map(|(_, function)| *function)
+        .collect()
+}
+
+fn run_machine(
+    blueprint: Blueprint,
+    serial: &Serial,
+    signals: Signals,
+) -> Result<Outcome, Box<dyn Error>> {
     let mut events = Events::new(signals)?;
-    let on_stdio = config.serial == Serial::Stdio;
-    let mut machine = Machine::assemble(config)?;
+    let mut machine = blueprint.build()?;
     if let Some(signal) = events.pending_signal() {
         return Ok(Outcome::Quit(signal));
     }
-    // Raw only now: an error of the assembly is printed to a terminal in its usual mode.
-    let terminal = if on_stdio {
-        RawTerminal::enter()?
-    } else {
-        None
-    };
-    if on_stdio {
+    let mut terminal = None;
+    if *serial == Serial::Stdio {
+        // Raw only now: an error of the assembly is printed to a terminal in its usual mode.
+        terminal = RawTerminal::enter()?;
         input::start(machine.uart(), events.mailbox(), terminal.is_some())?;
     }
-    Ok(machine.run(&mut events)?)
+    let outcome = machine.run(&mut events);
+    drop(terminal);
+    Ok(outcome?)
 }
 
 fn report(outcome: &Outcome) -> ExitCode {
@@ -207,8 +211,8 @@ fn total_memory_kib() -> Option<u64> {
     field("MemTotal").map(|ram| ram + field("SwapTotal").unwrap_or(0))
 }
 
-fn dry_run(host: &Host, args: &RunArgs, config: &Config) -> Ended {
-    Machine::check(config)?;
+/// What would happen, for `--dry-run`.
+fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
     println!(
         "guest: {} vCPU, {} MiB of RAM",
         config.cpus,
@@ -219,25 +223,10 @@ fn dry_run(host: &Host, args: &RunArgs, config: &Config) -> Ended {
         println!("  initrd   {}", initrd.display());
     }
     println!("  cmdline  {}", config.cmdline);
-    let managed: Vec<Bdf> = args
-        .vfio
-        .iter()
-        .zip(&config.assigned)
-        .filter(|(arg, _)| arg.managed)
-        .map(|(_, (f, _))| *f)
-        .collect();
-    host.check_take(
-        &managed,
-        &BindOptions {
-            force: args.force,
-            guest: None,
-        },
-    )?;
     for (function, slot) in &config.assigned {
         println!("  00:{slot}  is the host's {function}");
     }
-    for step in host.plan(&managed) {
+    for step in host.plan(managed) {
         println!("host: {step}");
     }
-    Ok(ExitCode::SUCCESS)
 }

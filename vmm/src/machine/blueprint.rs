@@ -1,0 +1,202 @@
+//! From what the machine is to be to a machine, in two steps: what can be found wrong before any device is touched, and the rest.
+
+use std::sync::Arc;
+
+use arch::{
+    cpuid::{self, Leaf},
+    layout,
+    ram::{self as plan, RamRange},
+};
+use devices::{
+    mapping::Memslots,
+    pci::{
+        Bdf,
+        space::{PciSpace, Windows},
+    },
+};
+use vfio::{
+    assigned::{self, AssignedFunction},
+    kernel::{DmaTarget, Iommu},
+};
+
+use super::{Config, Machine, MachineError};
+use crate::{
+    boot::Boot,
+    kvm::{Vm, irqchip::IrqchipState, memslots::SlotTable, msi::MsiController, routes::Routes},
+    platform::Platform,
+    processors::{self, Processors},
+    ram::Ram,
+    stats::StartTimes,
+    vcpu::Shared,
+};
+
+/// A machine on paper: its files are open and bootable, KVM is there, and it fits. No device of the host has been touched.
+pub struct Blueprint {
+    config: Config,
+    start: StartTimes,
+    boot: Boot,
+    vm: Vm,
+    supported: Vec<Leaf>,
+}
+
+impl Blueprint {
+    /// Looks at everything that can be wrong on a host whose devices are still with their drivers.
+    pub fn draw(config: Config) -> Result<Self, MachineError> {
+        let start = StartTimes::begin();
+        let boot = Boot::open(&config.kernel, config.initrd.as_deref(), &config.cmdline)?;
+        let vm = Vm::create()?;
+        let supported = vm.supported_cpuid()?;
+        processors::check_count(&vm, config.cpus)?;
+        // The real layout goes around what the IOMMU reserves, which only the devices' groups know; this is the best case.
+        let ram_layout = plan::plan(config.memory_bytes, &[])?;
+        plan::check_reach(&ram_layout, cpuid::phys_bits(&supported))?;
+        boot.place(&ram_layout)?;
+        Ok(Self {
+            config,
+            start,
+            boot,
+            vm,
+            supported,
+        })
+    }
+
+    /// Builds it, ready to start. The functions are bound to vfio-pci by now.
+    pub fn build(self) -> Result<Machine, MachineError> {
+        let Self {
+            config,
+            mut start,
+            boot,
+            vm,
+            supported,
+        } = self;
+        let iommu = open_iommu(&config)?;
+        let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
+        let ram = Ram::reserve(&ram_layout, config.pages)?;
+        // Zeroing pages takes longer than everything else together: it goes on beside what follows.
+        let populating = config.prefault.then(|| ram.populate());
+        let memslots = place_ram(&ram, &vm)?;
+        start.mark("ram_reserved");
+
+        let routes = Arc::new(Routes::new(vm.fd.clone()));
+        let serial = config.serial.sink().map_err(MachineError::Serial)?;
+        let platform = Platform::assemble(&routes, serial)?;
+        let shared = Arc::new(Shared::new(platform.io.clone(), platform.memory.clone()));
+        let processors = Processors::create(&vm, config.cpus, &supported, shared)?;
+        let irqchip = IrqchipState::read(&vm.fd)?;
+        start.mark("processors_made");
+
+        let windows = windows(&ram_layout, &supported);
+        let assigned = Vec::new();
+        let resets = 0;
+        let mut machine = Machine {
+            processors,
+            assigned,
+            platform,
+            _iommu: iommu.clone(),
+            boot,
+            windows,
+            irqchip,
+            vm,
+            ram,
+            ram_layout,
+            config,
+            start,
+            resets,
+        };
+        if let Some(iommu) = &iommu {
+            machine.assign(iommu, memslots, &MsiController(routes))?;
+            machine.start.mark("devices_opened");
+        }
+        if let Some(populating) = populating {
+            populating.wait()?;
+            machine.start.mark("ram_populated");
+        }
+        // After the devices: opening one stops the DMA that its last driver may have left running. Before the guest: no device may
+        // be let go with half of the memory in its view.
+        if let Some(iommu) = &iommu {
+            machine
+                .ram
+                .ranges()
+                .try_for_each(|(guest, range)| iommu.map(guest, range))?;
+            machine.start.mark("ram_mapped");
+        }
+        machine.power_on()?;
+        machine.start.mark("loaded");
+        Ok(machine)
+    }
+}
+
+impl Machine {
+    /// Opens the host's functions and puts them on the guest's bus.
+    fn assign(
+        &mut self,
+        iommu: &Arc<Iommu>,
+        memslots: Arc<SlotTable>,
+        msi: &MsiController,
+    ) -> Result<(), MachineError> {
+        let space = PciSpace {
+            memory: self.platform.memory.clone(),
+            io: self.platform.io.clone(),
+            memslots,
+            windows: self.windows.clone(),
+        };
+        for &(function, slot) in &self.config.assigned {
+            let options = assigned::Options { mmap: true };
+            let opened = AssignedFunction::open(iommu, function, options, space.clone(), msi)?;
+            self.platform.root.add(slot, opened.clone())?;
+            self.assigned.push((slot, opened));
+        }
+        Ok(())
+    }
+}
+
+/// The address space of the assigned functions' DMA, if there are any.
+fn open_iommu(config: &Config) -> Result<Option<Arc<Iommu>>, MachineError> {
+    let functions: Vec<Bdf> = config
+        .assigned
+        .iter()
+        .map(|(function, _)| *function)
+        .collect();
+    if functions.is_empty() {
+        Ok(None)
+    } else {
+        Ok(Some(Iommu::open(&functions)?))
+    }
+}
+
+/// Where RAM goes: around what devices cannot reach, and within what the CPUs can.
+fn lay_ram(
+    config: &Config,
+    iommu: Option<&Iommu>,
+    supported: &[Leaf],
+) -> Result<Vec<RamRange>, MachineError> {
+    let reserved = iommu.map_or(Vec::new(), Iommu::reserved);
+    let reserved: Vec<_> = reserved
+        .iter()
+        .map(|range| range.first..=range.last)
+        .collect();
+    let ram_layout = plan::plan(config.memory_bytes, &reserved)?;
+    plan::check_reach(&ram_layout, cpuid::phys_bits(supported))?;
+    Ok(ram_layout)
+}
+
+/// Lets the guest have the RAM.
+fn place_ram(ram: &Ram, vm: &Vm) -> Result<Arc<SlotTable>, MachineError> {
+    let memslots = Arc::new(SlotTable::new(vm.fd.clone()));
+    for (guest, range) in ram.ranges() {
+        memslots
+            .map(guest, range)
+            .map_err(|source| MachineError::RamSlot { guest, source })?;
+    }
+    Ok(memslots)
+}
+
+/// What the host bridge forwards, as the ACPI tables say it too.
+fn windows(ram: &[RamRange], supported: &[Leaf]) -> Windows {
+    let io = layout::PCI_IO;
+    Windows {
+        io: io.start.into()..io.end.into(),
+        memory32: layout::PCI_MMIO32,
+        memory64: layout::high_window(plan::end(ram), cpuid::phys_bits(supported)),
+    }
+}

@@ -1,0 +1,67 @@
+//! Why a machine cannot be put together, or cannot go on. Every part brings its own reason.
+
+use std::io;
+
+use arch::ram as plan;
+use devices::pci::{assign::AssignError as BarAssignError, root::SlotError};
+use vfio::{
+    assigned,
+    kernel::{DmaError, IommuError},
+};
+
+use crate::{
+    boot::BootError, kvm::KvmError, platform::PlatformError, processors::ProcessorsError,
+    ram::RamError,
+};
+
+/// The machine cannot be put together, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The kernel image, the initrd or the command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The vCPUs.
+    #[error(transparent)]
+    Processors(#[from] ProcessorsError),
+    /// RAM cannot be laid out.
+    #[error(transparent)]
+    Plan(#[from] plan::RamError),
+    /// RAM cannot be had.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The emulated hardware.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// KVM does not take the RAM.
+    #[error("guest memory at {guest:#x}")]
+    RamSlot {
+        /// Where in the guest.
+        guest: u64,
+        /// What KVM said.
+        source: io::Error,
+    },
+    /// The serial port's output.
+    #[error("--serial")]
+    Serial(#[source] io::Error),
+    /// What the main thread waits on.
+    #[error("waiting for events")]
+    Events(#[source] io::Error),
+    /// The IOMMU.
+    #[error(transparent)]
+    Iommu(#[from] IommuError),
+    /// RAM cannot be mapped for DMA.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
+    /// A host function cannot be opened.
+    #[error(transparent)]
+    Assign(#[from] assigned::AssignError),
+    /// A function cannot be where it was asked for.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The BARs do not fit.
+    #[error(transparent)]
+    Bars(#[from] BarAssignError),
+}

@@ -1,0 +1,182 @@
+//! The machine: run until the guest or the person ends it, reset in between. How it is put together is in `blueprint`.
+
+mod blueprint;
+mod config;
+mod error;
+
+pub use blueprint::Blueprint;
+pub use config::Config;
+pub use error::MachineError;
+
+use std::{sync::Arc, time::Duration};
+
+use arch::{acpi::AcpiConfig, ram::RamRange};
+use devices::{
+    bus::Action,
+    pci::{Slot, space::Windows},
+    uart::Uart,
+};
+use vfio::{assigned::AssignedFunction, kernel::Iommu};
+
+use crate::{
+    boot::Boot,
+    events::{Event, Events},
+    kvm::{Vm, irqchip::IrqchipState},
+    platform::Platform,
+    processors::Processors,
+    ram::Ram,
+    stats::{self, DeviceReport, StartTimes},
+    vcpu::Stop,
+};
+
+/// How long whoever reads the serial port may take over the rest of it once the guest has ended.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How the machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off, or rebooted under `no_reboot`.
+    Shutdown,
+    /// The person ended it; how.
+    Quit(&'static str),
+    /// The guest died; how.
+    Died(String),
+}
+
+/// A machine.
+///
+/// Fields are dropped in this order: the vCPUs stop; the devices leave the bus, stop their interrupts and close; the IOMMU lets go
+/// of the memory; then the memory goes.
+pub struct Machine {
+    processors: Processors,
+    assigned: Vec<(Slot, Arc<AssignedFunction>)>,
+    platform: Platform,
+    _iommu: Option<Arc<Iommu>>,
+    boot: Boot,
+    windows: Windows,
+    irqchip: IrqchipState,
+    vm: Vm,
+    ram: Ram,
+    ram_layout: Vec<RamRange>,
+    config: Config,
+    start: StartTimes,
+    resets: u64,
+}
+
+impl Machine {
+    /// What firmware would do: addresses for the BARs, the kernel in memory, the boot CPU at its entry.
+    fn power_on(&self) -> Result<(), MachineError> {
+        self.platform.root.assign_bars(&self.windows)?;
+        let acpi = AcpiConfig {
+            cpus: self.config.cpus,
+            memory64: self.windows.memory64.clone(),
+        };
+        let registers = self.boot.load(&self.ram_layout, self.ram.memory(), &acpi)?;
+        self.processors.enter(&registers)?;
+        Ok(())
+    }
+
+    /// The serial port, for whoever brings it input.
+    pub fn uart(&self) -> Arc<Uart> {
+        self.platform.uart.clone()
+    }
+
+    /// Runs the guest until something ends it.
+    pub fn run(&mut self, events: &mut Events) -> Result<Outcome, MachineError> {
+        if self.config.stats.is_some() {
+            events.tick().map_err(MachineError::Events)?;
+        }
+        self.start.mark("running");
+        let ended = loop {
+            self.processors.start(&events.mailbox())?;
+            let ended = self.wait(events)?;
+            self.processors.stop()?;
+            match ended {
+                Ended::Reset if self.config.no_reboot => break Outcome::Shutdown,
+                Ended::Reset => self.reset(events)?,
+                Ended::Outcome(outcome) => break outcome,
+            }
+        };
+        self.write_stats();
+        // What the guest printed last is often why it ended.
+        self.platform.uart.finish(OUTPUT_PATIENCE);
+        Ok(ended)
+    }
+
+    /// Waits, with the vCPUs running, for what stops them.
+    fn wait(&self, events: &mut Events) -> Result<Ended, MachineError> {
+        loop {
+            return Ok(match events.wait().map_err(MachineError::Events)? {
+                Event::Stats => {
+                    self.write_stats();
+                    continue;
+                }
+                Event::Quit(how) => Ended::Outcome(Outcome::Quit(how)),
+                Event::Stopped { vcpu, stop } => match stop {
+                    Stop::Asked | Stop::Guest(Action::None) => continue,
+                    Stop::Guest(Action::PowerOff) => Ended::Outcome(Outcome::Shutdown),
+                    Stop::Guest(Action::Reset) => Ended::Reset,
+                    Stop::Guest(Action::Panicked) => died("it panicked".to_owned()),
+                    Stop::TripleFault => died(format!("CPU {vcpu} triple-faulted")),
+                    Stop::Failed(how) => died(format!("CPU {vcpu}: {how}")),
+                },
+            });
+        }
+    }
+
+    /// Back to power-on, with the vCPUs stopped.
+    fn reset(&mut self, events: &Events) -> Result<(), MachineError> {
+        // Several vCPUs can have stopped for this one reset.
+        events.forget_posted();
+        // The devices first: from here on none of them writes to memory or interrupts.
+        self.platform.root.reset();
+        self.platform.uart.reset();
+        self.irqchip.restore(&self.vm.fd)?;
+        self.processors.reset()?;
+        self.resets += 1;
+        self.power_on()
+    }
+
+    fn write_stats(&self) {
+        let Some(path) = &self.config.stats else {
+            return;
+        };
+        let devices = self.assigned.iter().map(|(slot, function)| DeviceReport {
+            host: function.stats().function,
+            slot: slot.to_string(),
+            trapped_accesses: function.stats().trapped_accesses.to_vec(),
+        });
+        let vcpus = self.processors.counters();
+        if let Err(error) = stats::write(path, &self.start, self.resets, vcpus, devices.collect()) {
+            log::warn!("--stats {}: {error}", path.display());
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // A function knows the buses, which know the root, which knows the function: taking it off the root is what lets it go.
+        // The vCPUs are stopped by then, so nobody is inside it.
+        if let Err(error) = self.processors.stop() {
+            log::error!("{error}");
+        }
+        for (slot, function) in self.assigned.drain(..) {
+            self.platform.root.remove(slot);
+            debug_assert_eq!(
+                Arc::strong_count(&function),
+                1,
+                "somebody keeps {slot} open"
+            );
+        }
+    }
+}
+
+/// Why the vCPUs stopped, for the machine.
+enum Ended {
+    Reset,
+    Outcome(Outcome),
+}
+
+fn died(how: String) -> Ended {
+    Ended::Outcome(Outcome::Died(how))
+}
