@@ -25,8 +25,9 @@ const GUEST_DIED: u8 = 3;
 
 /// Descriptors that a machine needs besides those of its vectors: KVM, VFIO, files, terminals, with room to spare.
 const BASE_DESCRIPTORS: u64 = 256;
-/// Vectors of one function at most (PCI 3.0 §6.8.2: the table size field has 11 bits), an eventfd each.
-const MAX_VECTORS: u64 = 2048;
+/// Vectors that most functions use, an eventfd each. One that uses more has them as far as the hard limit, which is asked for whole,
+/// goes.
+const USUAL_VECTORS: u64 = 64;
 
 /// A wish that this host cannot fulfil, found before anything is changed.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,7 @@ pub fn run(args: &RunArgs) -> Ended {
 
     if !functions.is_empty() {
         limits::allow_locked(config.memory_bytes)?;
-        limits::allow_open_files(BASE_DESCRIPTORS + MAX_VECTORS * functions.len() as u64)?;
+        limits::allow_open_files(BASE_DESCRIPTORS + USUAL_VECTORS * functions.len() as u64)?;
     }
     for (arg, &function) in args.vfio.iter().zip(&functions) {
         // Through the PF's driver, and before the VF leaves its own.
