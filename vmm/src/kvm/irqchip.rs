@@ -29,6 +29,13 @@ impl IrqchipState {
         Ok(Self(chips))
     }
 
+    /// The registers of each, to compare.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> [[std::ffi::c_char; 512]; 3] {
+        // SAFETY: `dummy` is as large as the union, and plain bytes.
+        self.0.map(|chip| unsafe { chip.chip.dummy })
+    }
+
     /// Writes all three back, with the vCPUs stopped.
     pub fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
         let set = |chip| {

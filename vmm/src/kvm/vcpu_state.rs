@@ -1,14 +1,16 @@
 //! What a vCPU is at power-on, and how it gets back there: everything KVM keeps of it, read once before it first runs and written
 //! back at a reset of the machine.
 
+use std::ops::RangeInclusive;
+
 use arch::{
     boot::{gdt::Segment, registers::BootRegisters},
     cpuid::Leaf,
 };
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
-    MsrList, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    MsrList, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -16,6 +18,16 @@ use super::KvmError;
 
 /// The time-stamp counter. It goes on counting over a reset: writing it would put the vCPUs out of step.
 const MSR_IA32_TSC: u32 = 0x10;
+
+/// The memory type range registers, which KVM keeps and does not list among the MSRs worth saving: eight variable ranges, the fixed
+/// ones, and the default (Intel SDM vol. 4).
+const MTRRS: [RangeInclusive<u32>; 5] = [
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    0x2ff..=0x2ff,
+];
 
 /// One leaf as `arch` writes it.
 pub(super) fn leaf(entry: &kvm_cpuid_entry2) -> Leaf {
@@ -86,7 +98,8 @@ pub fn set_msrs(fd: &VcpuFd, values: &[(u32, u64)]) -> Result<(), KvmError> {
 pub struct PowerOnState {
     regs: kvm_regs,
     sregs: kvm_sregs,
-    fpu: kvm_fpu,
+    /// The FPU's registers and what came after: SSE, AVX, protection keys.
+    xsave: kvm_xsave,
     xcrs: kvm_xcrs,
     debug: kvm_debugregs,
     events: kvm_vcpu_events,
@@ -103,10 +116,11 @@ impl PowerOnState {
         } else {
             KVM_MP_STATE_UNINITIALIZED
         };
+        let ranges = MTRRS.into_iter().flatten();
         Ok(Self {
             regs: fd.get_regs().map_err(KvmError::call("KVM_GET_REGS"))?,
             sregs: fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?,
-            fpu: fd.get_fpu().map_err(KvmError::call("KVM_GET_FPU"))?,
+            xsave: fd.get_xsave().map_err(KvmError::call("KVM_GET_XSAVE"))?,
             xcrs: fd.get_xcrs().map_err(KvmError::call("KVM_GET_XCRS"))?,
             debug: fd
                 .get_debug_regs()
@@ -115,7 +129,7 @@ impl PowerOnState {
                 .get_vcpu_events()
                 .map_err(KvmError::call("KVM_GET_VCPU_EVENTS"))?,
             lapic: fd.get_lapic().map_err(KvmError::call("KVM_GET_LAPIC"))?,
-            msrs: read_msrs(fd, saved)?,
+            msrs: read_msrs(fd, saved.as_slice().iter().copied().chain(ranges))?,
             mp_state: kvm_mp_state { mp_state },
         })
     }
@@ -130,10 +144,11 @@ impl PowerOnState {
             .map_err(KvmError::call("KVM_SET_SREGS"))?;
         fd.set_regs(&self.regs)
             .map_err(KvmError::call("KVM_SET_REGS"))?;
-        fd.set_fpu(&self.fpu)
-            .map_err(KvmError::call("KVM_SET_FPU"))?;
         fd.set_xcrs(&self.xcrs)
             .map_err(KvmError::call("KVM_SET_XCRS"))?;
+        // SAFETY: KVM reads more than a kvm_xsave only of a guest that may use features which a process has to ask for
+        // (ARCH_REQ_XCOMP_GUEST_PERM, AMX), and this one never asks.
+        unsafe { fd.set_xsave(&self.xsave) }.map_err(KvmError::call("KVM_SET_XSAVE"))?;
         fd.set_debug_regs(&self.debug)
             .map_err(KvmError::call("KVM_SET_DEBUGREGS"))?;
         fd.set_lapic(&self.lapic)
@@ -144,12 +159,11 @@ impl PowerOnState {
     }
 }
 
-fn read_msrs(fd: &VcpuFd, saved: &MsrList) -> Result<Vec<(u32, u64)>, KvmError> {
-    let entries: Vec<_> = saved
-        .as_slice()
-        .iter()
-        .filter(|&&index| index != MSR_IA32_TSC)
-        .map(|&index| kvm_msr_entry {
+/// Reads MSRs, but for the time-stamp counter; one that this host does not have is left out.
+fn read_msrs(fd: &VcpuFd, indices: impl Iterator<Item = u32>) -> Result<Vec<(u32, u64)>, KvmError> {
+    let entries: Vec<_> = indices
+        .filter(|&index| index != MSR_IA32_TSC)
+        .map(|index| kvm_msr_entry {
             index,
             ..Default::default()
         })
@@ -227,3 +241,6 @@ fn segment(segment: Segment) -> kvm_segment {
         padding: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;
