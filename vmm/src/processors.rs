@@ -177,3 +177,6 @@ impl Drop for Processors {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
