@@ -42,7 +42,7 @@ impl RamRange {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RamError {
     /// No RAM at all.
-    #[error("a guest cannot start without memory")]
+    #[error("a guest cannot start without memory\n  give it some:  --memory 512M")]
     Zero,
     /// Not made of whole huge pages.
     #[error("{size} bytes of memory are not a multiple of 2 MiB; {below} and {above} MiB are")]
@@ -56,7 +56,8 @@ pub enum RamError {
     },
     /// The host reserves the addresses a PC starts with.
     #[error(
-        "the host's IOMMU reserves {start:#x}..={end:#x}, where the guest's boot structures go"
+        "the host's IOMMU reserves {start:#x}..={end:#x}, where the guest's boot structures go\n  \
+         see which device wants it:  cat /sys/kernel/iommu_groups/*/reserved_regions"
     )]
     LowReserved {
         /// First reserved address.
@@ -66,7 +67,8 @@ pub enum RamError {
     },
     /// The host reserves so much that RAM falls to pieces.
     #[error(
-        "the host's IOMMU reserves so many ranges that memory falls into {pieces} pieces; {max} are possible"
+        "the host's IOMMU reserves so many ranges that memory falls into {pieces} pieces; {max} are possible\n  \
+         give the guest less:  --memory"
     )]
     Scattered {
         /// Pieces it would take.
@@ -77,7 +79,7 @@ pub enum RamError {
     /// RAM would reach past what the guest's CPUs can address.
     #[error(
         "{size_mib} MiB of memory reach up to {end:#x}, but this host's guests can address only \
-         {phys_bits} bits ({limit:#x})"
+         {phys_bits} bits ({limit:#x})\n  give the guest less:  --memory"
     )]
     TooLarge {
         /// The size asked for, in MiB.

@@ -74,6 +74,9 @@ const ELF_COMMAND_LINE_MAX: usize = 2047;
 fn file_advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "\n  check the path; kernels of this host are in /boot",
+        io::ErrorKind::InvalidInput => {
+            "\n  give the path of a file; kernels of this host are in /boot"
+        }
         io::ErrorKind::PermissionDenied => "\n  make it readable for this user, or run as root",
         _ => "",
     }
@@ -97,7 +100,10 @@ impl Source {
         let file = File::open(path).map_err(fail)?;
         let about = file.metadata().map_err(fail)?;
         if !about.is_file() {
-            return Err(fail(io::Error::other("is not a regular file")));
+            return Err(fail(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "is not a regular file",
+            )));
         }
         Ok(Self {
             option,

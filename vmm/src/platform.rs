@@ -25,7 +25,7 @@ use crate::kvm::routes::{Line, Routes};
 #[derive(Debug, thiserror::Error)]
 pub enum PlatformError {
     /// An interrupt line or the serial port could not be made.
-    #[error("{part}")]
+    #[error("making {part}\n  it takes a few open files:  ulimit -n")]
     Part {
         /// Which.
         part: &'static str,

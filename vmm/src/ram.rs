@@ -64,7 +64,10 @@ pub enum RamError {
         total: u64,
     },
     /// The size is no multiple of the pool's pages.
-    #[error("a memory range of {len:#x} bytes at {guest:#x} is not made of whole {page} MiB pages")]
+    #[error(
+        "a memory range of {len:#x} bytes at {guest:#x} is not made of whole {page} MiB pages\n  \
+         choose a --memory that is, or smaller pages: --memory SIZE,hugepages=2M"
+    )]
     NotWholePages {
         /// Length in bytes.
         len: u64,
@@ -75,7 +78,7 @@ pub enum RamError {
     },
     /// The kernel refused the memory.
     #[error(
-        "{len} MiB of guest memory\n  give the guest less with --memory, or free memory on the host"
+        "reserving {len} MiB of guest memory\n  give the guest less with --memory, or free memory on the host"
     )]
     Map {
         /// Size asked for, MiB.

@@ -9,6 +9,11 @@ use std::{
 /// What ends a machine in good order: Ctrl-C, `kill`, a closed terminal, Ctrl-\.
 const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
+/// Signals cannot be waited for.
+#[derive(Debug, thiserror::Error)]
+#[error("waiting for signals\n  it takes a few open files:  ulimit -n")]
+pub struct SignalsError(#[from] io::Error);
+
 /// Ending signals, blocked and waiting in a signalfd.
 pub struct Signals {
     fd: File,
@@ -17,19 +22,19 @@ pub struct Signals {
 impl Signals {
     /// Blocks the signals in this thread and those it starts from now on. Call it before the first thread, and before anything
     /// that a signal must not leave half-done: a driver displaced, a terminal in raw mode.
-    pub fn block() -> io::Result<Self> {
+    pub fn block() -> Result<Self, SignalsError> {
         let set = set_of(&ENDING)?;
         // SAFETY: `set` is a valid signal set; the old mask is not asked for.
         let blocked =
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
         if blocked != 0 {
-            return Err(io::Error::from_raw_os_error(blocked));
+            return Err(io::Error::from_raw_os_error(blocked).into());
         }
         // SAFETY: `set` is a valid signal set, and -1 asks for a new descriptor.
         let fd =
             unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
-            return Err(io::Error::last_os_error());
+            return Err(io::Error::last_os_error().into());
         }
         // SAFETY: signalfd just made this descriptor and nobody else owns it.
         let fd = unsafe { File::from_raw_fd(fd) };

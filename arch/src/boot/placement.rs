@@ -27,7 +27,7 @@ pub enum PlaceError {
     /// The kernel does not fit.
     #[error(
         "the kernel needs {need_mib} MiB in one piece at or above {lowest:#x}, below 4 GiB; the \
-         guest has {have_mib} MiB of memory there"
+         guest has {have_mib} MiB of memory there\n  give the guest more:  --memory"
     )]
     Kernel {
         /// What it takes, in MiB, rounded up.
@@ -40,7 +40,7 @@ pub enum PlaceError {
     /// The initrd does not fit beside the kernel.
     #[error(
         "the initrd is too large for the memory: it is {initrd_mib} MiB and the kernel leaves \
-         {free_mib} MiB for it in one piece below {ceiling:#x}; give the guest at least {need_mib} MiB"
+         {free_mib} MiB for it in one piece below {ceiling:#x}\n  give the guest more:  --memory {need_mib}M"
     )]
     Initrd {
         /// Its length in MiB, rounded up.
@@ -55,7 +55,7 @@ pub enum PlaceError {
     /// No memory size makes room: the kernel cannot reach an initrd that large.
     #[error(
         "the initrd is too large for the kernel: it is {initrd_mib} MiB and has to fit between \
-         {floor:#x} and {ceiling:#x}"
+         {floor:#x} and {ceiling:#x}\n  leave out of it what the guest does not need to find its root file system"
     )]
     InitrdUnreachable {
         /// Its length in MiB, rounded up.

@@ -19,7 +19,8 @@ const PAGE: u64 = 4096;
 pub enum AssignError {
     /// The windows of the host bridge are too small for all that is in the guest.
     #[error(
-        "BAR {index} of slot {slot} needs {size:#x} of {space}: {left:#x} are left of {window:#x?}"
+        "BAR {index} of slot {slot} needs {size:#x} of {space}: {left:#x} are left of {window:#x?}\n  \
+         assign fewer devices to this guest"
     )]
     NoRoom {
         /// Whose BAR it is.
@@ -36,7 +37,7 @@ pub enum AssignError {
         window: Range<u64>,
     },
     /// A guest looks for function 0 and, where there is none, for no other.
-    #[error("slot {0} is in use, but its device has no function 0: put one at {device:02x}.0", device = .0.device)]
+    #[error("slot {0} is in use, but its device has no function 0\n  put one at {device:02x}.0", device = .0.device)]
     NoFunctionZero(Slot),
 }
 
@@ -213,7 +214,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "BAR 2 of slot 03.0 needs 0x2000000 of memory below 4 GiB: 0x1000000 are left of \
-             0xe0000000..0xe1000000"
+             0xe0000000..0xe1000000\n  assign fewer devices to this guest"
         );
         let cards: Vec<_> = (1..4).map(|n| Card::new(n, &[bar(0, IO, 0x800)])).collect();
         let names = ["01", "02", "03"];

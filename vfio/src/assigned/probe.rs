@@ -30,7 +30,9 @@ pub enum AssignError {
     #[error(transparent)]
     Open(#[from] IommuDeviceError),
     /// It does not answer what it is.
-    #[error("{function}: {what} cannot be read")]
+    #[error(
+        "{function}: {what} cannot be read\n  it may be gone, or hang:  lspci -nnks {function}; dmesg | tail"
+    )]
     Read {
         /// Its name on the host.
         function: Bdf,
@@ -41,7 +43,8 @@ pub enum AssignError {
     },
     /// A bridge, or no configuration space at all.
     #[error(
-        "{function}: its header is of type {header_type:#x}: only endpoints (type 0) can be assigned"
+        "{function}: its header is of type {header_type:#x}: only endpoints (type 0) can be assigned\n  \
+         see which devices there are:  lspci -nnk"
     )]
     NotAnEndpoint {
         /// Its name on the host.
@@ -50,7 +53,9 @@ pub enum AssignError {
         header_type: u8,
     },
     /// It has BARs that no device can have.
-    #[error("{function}")]
+    #[error(
+        "{function}\n  it breaks the PCI specification; show what it says in a report:  lspci -vvxxxs {function}"
+    )]
     Bars {
         /// Its name on the host.
         function: Bdf,
@@ -58,7 +63,9 @@ pub enum AssignError {
         source: BarError,
     },
     /// There are no interrupts for it.
-    #[error("{function}: no interrupt vectors")]
+    #[error(
+        "{function}: no interrupt vectors\n  the host may have none left, or too few open files allowed:  dmesg | tail; ulimit -n"
+    )]
     Interrupts {
         /// Its name on the host.
         function: Bdf,

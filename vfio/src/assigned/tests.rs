@@ -296,7 +296,7 @@ fn bridges_and_bars_that_cannot_be_are_refused_by_name() {
     let odd = card().with_region(2, vec![0; 12288], true);
     let refused = Guest::new(odd).err().unwrap();
     let source = std::error::Error::source(&refused).unwrap();
-    assert_eq!(refused.to_string(), "0000:03:10.3");
+    assert!(refused.to_string().starts_with("0000:03:10.3\n  "));
     assert!(source.to_string().starts_with("BAR 2: 12288 bytes"));
 }
 

@@ -21,25 +21,49 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
     /// No file, or no permission: without the modules vfio and vfio_iommu_type1 there is none.
-    #[error("cannot open /dev/vfio/vfio")]
+    #[error("cannot open /dev/vfio/vfio\n  {}", open_advice(.0))]
     Open(#[source] io::Error),
     /// The interface is not the one this was written for.
-    #[error("VFIO API version {0} is not {VFIO_API_VERSION}")]
+    #[error(
+        "VFIO API version {0} is not {VFIO_API_VERSION}\n  this kernel needs another version of viaduct"
+    )]
     ApiVersion(u32),
     /// No type1v2 IOMMU driver: the module vfio_iommu_type1 is not there, or this is no-IOMMU mode.
-    #[error("the kernel offers no type1v2 IOMMU")]
+    #[error("the kernel offers no type1v2 IOMMU\n  load it, as root:  modprobe vfio_iommu_type1")]
     NoType1,
     /// VFIO_SET_IOMMU: EPERM where the host has no interrupt remapping, so that a device could forge interrupts.
-    #[error("cannot set the IOMMU type")]
+    #[error("cannot set the IOMMU type\n  {}", set_iommu_advice(.0))]
     SetIommu(#[source] io::Error),
     /// Another call failed.
-    #[error("{what} failed")]
+    #[error("{what} failed\n  see whether the kernel said why:  dmesg | tail")]
     Failed {
         /// What was tried.
         what: &'static str,
         /// Why not.
         source: io::Error,
     },
+}
+
+fn open_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV) => {
+            "load what makes it, as root:  modprobe vfio_iommu_type1"
+        }
+        Some(libc::EACCES | libc::EPERM) => "run as root:  sudo viaduct …",
+        _ => "see whether the kernel said why:  dmesg | tail",
+    }
+}
+
+fn set_iommu_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        // vfio_iommu_type1_attach_group(); Intel's driver, for devices that the firmware uses (RMRR), says the same.
+        Some(libc::EPERM) => {
+            "most likely this host does not remap interrupts, so a device could forge those of others:  dmesg | tail\n  \
+             turn it on:  VT-d or AMD-Vi in the firmware's set-up, and no intremap=off on the kernel's command line\n  \
+             or trust the guest:  echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+        }
+        _ => "see whether the kernel said why:  dmesg | tail",
+    }
 }
 
 /// I/O addresses that can be mapped.
@@ -222,6 +246,22 @@ mod tests {
         bytes.extend(24u64.to_ne_bytes());
         bytes.extend(caps);
         IommuInfo::parse(&Info::from_bytes(bytes))
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do_about_its_errno_and_leaves_the_errno_to_the_source() {
+        let refused =
+            |errno| ContainerError::SetIommu(io::Error::from_raw_os_error(errno)).to_string();
+        assert!(refused(libc::EPERM).contains("\n  turn it on:  VT-d or AMD-Vi in the firmware"));
+        assert!(
+            refused(libc::EINVAL).ends_with("\n  see whether the kernel said why:  dmesg | tail")
+        );
+        let open = |errno| ContainerError::Open(io::Error::from_raw_os_error(errno)).to_string();
+        assert_eq!(
+            open(libc::ENODEV),
+            "cannot open /dev/vfio/vfio\n  load what makes it, as root:  modprobe vfio_iommu_type1"
+        );
+        assert!(open(libc::EACCES).ends_with("\n  run as root:  sudo viaduct …"));
     }
 
     #[test]

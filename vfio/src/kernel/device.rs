@@ -25,8 +25,8 @@ use super::{
 /// A device cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// The kernel does not give it out: EAGAIN where it is locked, EINVAL where it is not bound to vfio-pci.
-    #[error("{function}: cannot be opened through VFIO")]
+    /// The kernel does not give it out: ENODEV where it is not bound to vfio-pci, EAGAIN where it is locked.
+    #[error("{function}: cannot be opened through VFIO\n  {}", open_advice(*function, source))]
     Open {
         /// Its name on the host.
         function: Bdf,
@@ -34,7 +34,9 @@ pub enum DeviceError {
         source: io::Error,
     },
     /// It cannot be asked what it is.
-    #[error("{function}: VFIO_DEVICE_GET_INFO failed")]
+    #[error(
+        "{function}: VFIO_DEVICE_GET_INFO failed\n  see whether the kernel said why:  dmesg | tail"
+    )]
     Info {
         /// Its name on the host.
         function: Bdf,
@@ -42,11 +44,20 @@ pub enum DeviceError {
         source: io::Error,
     },
     /// It is not a PCI device.
-    #[error("{function}: VFIO says that it is not a PCI device")]
+    #[error(
+        "{function}: VFIO says that it is not a PCI device\n  see which driver has it:  lspci -nnks {function}"
+    )]
     NotPci {
         /// Its name on the host.
         function: Bdf,
     },
+}
+
+fn open_advice(function: Bdf, error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENODEV) => format!("bind it to vfio-pci first:  viaduct bind {function}"),
+        _ => "see whether the kernel said why:  dmesg | tail".to_owned(),
+    }
 }
 
 /// An open device. Closing it makes vfio-pci stop its DMA, disable its interrupts and try to reset it.

@@ -17,7 +17,9 @@ use super::ioctl::{self, Request};
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
     /// The function is not there, or the host has no IOMMU for it.
-    #[error("{function}: in no IOMMU group")]
+    #[error(
+        "{function}: in no IOMMU group\n  boot with the IOMMU on:  VT-d or AMD-Vi in the firmware's set-up, and intel_iommu=on"
+    )]
     None {
         /// Whose group was looked for.
         function: Bdf,
@@ -25,19 +27,26 @@ pub enum GroupError {
         source: io::Error,
     },
     /// No file: no function of the group is bound to vfio-pci.
-    #[error("IOMMU group {group}: /dev/vfio/{group} is not there")]
+    #[error(
+        "IOMMU group {group}: /dev/vfio/{group} is not there: none of its devices is bound to vfio-pci\n  \
+     bind them:  viaduct bind $(ls /sys/kernel/iommu_groups/{group}/devices)"
+    )]
     Missing {
         /// The group's number.
         group: u32,
     },
     /// Another process has it open.
-    #[error("IOMMU group {group}: /dev/vfio/{group} is in use by another process")]
+    #[error(
+        "IOMMU group {group}: /dev/vfio/{group} is in use by another process\n  see which:  fuser -v /dev/vfio/{group}"
+    )]
     Busy {
         /// The group's number.
         group: u32,
     },
     /// This user may not open it.
-    #[error("IOMMU group {group}: no permission to open /dev/vfio/{group}")]
+    #[error(
+        "IOMMU group {group}: no permission to open /dev/vfio/{group}\n  run as root, or give it to this user:  sudo chown $USER /dev/vfio/{group}"
+    )]
     NotPermitted {
         /// The group's number.
         group: u32,
@@ -46,14 +55,15 @@ pub enum GroupError {
     },
     /// A function of the group is bound to a driver of the host.
     #[error(
-        "IOMMU group {group} is not usable: another device in it is bound to a driver of the host"
+        "IOMMU group {group} is not usable: another device in it is bound to a driver of the host\n  \
+         see which:  for d in /sys/kernel/iommu_groups/{group}/devices/*; do lspci -nnks ${{d##*/}}; done"
     )]
     NotViable {
         /// The group's number.
         group: u32,
     },
     /// Another call failed.
-    #[error("IOMMU group {group}: {what} failed")]
+    #[error("IOMMU group {group}: {what} failed\n  see whether the kernel said why:  dmesg | tail")]
     Failed {
         /// The group's number.
         group: u32,

@@ -30,7 +30,7 @@ pub enum IommuError {
 
 /// A DMA mapping was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot map {len:#x} bytes at {iova:#x} for DMA")]
+#[error("cannot map {} MiB at {iova:#x} for DMA\n  {}", len >> 20, map_advice(source, *len))]
 pub struct DmaError {
     /// Where devices were to see it.
     pub iova: u64,
@@ -39,6 +39,23 @@ pub struct DmaError {
     /// ENOMEM: over RLIMIT_MEMLOCK. EINVAL: in a reserved range, or not of whole pages. EEXIST: something is there. ENOSPC: too many
     /// mappings.
     pub source: io::Error,
+}
+
+fn map_advice(error: &io::Error, len: u64) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => format!(
+            "that much memory cannot be locked: give the guest less with --memory, or allow it, as root:  ulimit -l {}",
+            len.div_ceil(1024)
+        ),
+        Some(libc::EINVAL) => {
+            "see which addresses devices may not use:  cat /sys/kernel/iommu_groups/*/reserved_regions".to_owned()
+        }
+        Some(libc::ENOSPC) => "allow more mappings, as root:  \
+             echo 4294967295 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+            .to_owned(),
+        Some(libc::EFAULT) => "the memory cannot be pinned: give the guest less with --memory".to_owned(),
+        _ => "see whether the kernel said why:  dmesg | tail".to_owned(),
+    }
 }
 
 /// An address space in which devices reach memory.
@@ -158,4 +175,25 @@ impl DmaTarget for Iommu {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_mapping_says_what_to_do_about_its_errno() {
+        let refused = |errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            let (iova, len) = (0x1_0000_0000, 512 << 20);
+            DmaError { iova, len, source }.to_string()
+        };
+        assert_eq!(
+            refused(libc::ENOMEM),
+            "cannot map 512 MiB at 0x100000000 for DMA\n  that much memory cannot be locked: \
+             give the guest less with --memory, or allow it, as root:  ulimit -l 524288"
+        );
+        assert!(refused(libc::EINVAL).ends_with("cat /sys/kernel/iommu_groups/*/reserved_regions"));
+        assert!(refused(libc::ENOSPC).ends_with("/parameters/dma_entry_limit"));
+    }
 }

@@ -25,7 +25,7 @@ pub enum SizeError {
     #[error("{0} bytes are too few for a guest: the least is 16M")]
     TooSmall(u64),
     /// Not made of 2 MiB pieces.
-    #[error("{0} bytes are not a multiple of 2M")]
+    #[error("{0} bytes are not a multiple of 2M: {below}M is, and {above}M", below = .0 >> 21 << 1, above = (.0 >> 21 << 1) + 2)]
     Odd(u64),
     /// A key nobody knows, or a value it does not take.
     #[error(

@@ -24,7 +24,7 @@ const TSS: usize = layout::KVM_TSS as usize;
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// /dev/kvm cannot be opened.
-    #[error("/dev/kvm\n  {advice}")]
+    #[error("cannot open /dev/kvm\n  {advice}")]
     Open {
         /// What the kernel said.
         source: io::Error,
@@ -32,13 +32,15 @@ pub enum KvmError {
         advice: &'static str,
     },
     /// A KVM of another age.
-    #[error("/dev/kvm speaks API version {0}, not {KVM_API_VERSION}")]
+    #[error(
+        "/dev/kvm speaks API version {0}, not {KVM_API_VERSION}\n  boot another kernel on the host: Linux has had this version since 2007"
+    )]
     Version(i32),
-    /// Something that every KVM since Linux 4.4 has is missing.
-    #[error("this KVM lacks {0}\n  Viaduct needs a Linux 5.14 or later host kernel")]
+    /// Something that every KVM since Linux 4.12 has is missing.
+    #[error("this KVM lacks {0}\n  boot a later kernel on the host: any since Linux 4.12 has it")]
     Lacks(&'static str),
     /// An ioctl failed.
-    #[error("{call}")]
+    #[error("{call} failed\n  see whether KVM said why:  dmesg | grep -i kvm | tail")]
     Call {
         /// Its name, and what it was about.
         call: &'static str,

@@ -90,7 +90,7 @@ pub enum ImageError {
 
 /// The command line does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the command line has {len} bytes; this kernel takes {max}")]
+#[error("the command line has {len} bytes; this kernel takes {max}\n  shorten it")]
 pub struct CommandLineTooLong {
     /// Its length in bytes, without the NUL.
     pub len: usize,
