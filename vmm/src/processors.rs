@@ -39,7 +39,9 @@ pub enum ProcessorsError {
         most: usize,
     },
     /// No thread for one of them.
-    #[error("starting a vCPU thread")]
+    #[error(
+        "starting a vCPU thread\n  give the guest fewer CPUs with --cpus, or allow more threads:  ulimit -u"
+    )]
     Thread(#[from] io::Error),
     /// A vCPU thread died of a defect of ours.
     #[error("a vCPU thread panicked; this is a defect of viaduct: please report it")]

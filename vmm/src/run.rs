@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use devices::pci::{Bdf, Slot};
+use devices::pci::{Bdf, Slot, assign::AssignError};
 use vfio::host::{BindOptions, Host, Mac, limits};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     console::{RawTerminal, Serial},
     events::Events,
     input,
-    machine::{Blueprint, Config, Outcome},
+    machine::{Blueprint, Config, MachineError, Outcome},
     signals::Signals,
 };
 
@@ -42,8 +42,16 @@ enum RunError {
     SlotTwice { slot: Slot },
     #[error("{device} is named twice\n  name each device once")]
     DeviceTwice { device: Bdf },
-    #[error("all 31 slots of the guest's bus are taken")]
+    #[error(
+        "all 31 slots of the guest's bus are taken\n  put several into one:  addr=06.0, addr=06.1"
+    )]
     NoSlot,
+    #[error(
+        "the terminal cannot be set to raw mode\n  leave it out:  viaduct run … < /dev/null, or --serial FILE"
+    )]
+    Terminal(#[source] io::Error),
+    #[error("no thread to read standard input in\n  allow more:  ulimit -u")]
+    Input(#[source] io::Error),
 }
 
 /// `viaduct run`
@@ -80,6 +88,10 @@ pub fn run(args: &RunArgs) -> Ended {
     // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
     let outcome = run_machine(blueprint, &config.serial, signals);
     let given_back = taken.give_back();
+    if let (Err(_), Err(error)) = (&outcome, &given_back) {
+        // The other error is the one that is returned.
+        log::error!("{error}\n  what is left to be put back:  viaduct restore");
+    }
     let outcome = outcome?;
     given_back?;
     Ok(report(&outcome))
@@ -98,7 +110,7 @@ fn run_machine(
     serial: &Serial,
     signals: Signals,
 ) -> Result<Outcome, Box<dyn Error>> {
-    let mut events = Events::new(signals)?;
+    let mut events = Events::new(signals).map_err(MachineError::Events)?;
     let mut machine = blueprint.build()?;
     if let Some(signal) = events.pending_signal() {
         return Ok(Outcome::Quit(signal));
@@ -106,8 +118,9 @@ fn run_machine(
     let mut terminal = None;
     if *serial == Serial::Stdio {
         // Raw only now: an error of the assembly is printed to a terminal in its usual mode.
-        terminal = RawTerminal::enter()?;
-        input::start(machine.uart(), events.mailbox(), terminal.is_some())?;
+        terminal = RawTerminal::enter().map_err(RunError::Terminal)?;
+        input::start(machine.uart(), events.mailbox(), terminal.is_some())
+            .map_err(RunError::Input)?;
     }
     let outcome = machine.run(&mut events);
     drop(terminal);
@@ -169,7 +182,15 @@ fn assign_slots(host: &Host, args: &[VfioArg]) -> Result<Vec<(Bdf, Slot)>, Box<d
         taken.push(slot);
         assigned.push((device, slot));
     }
-    Ok(assigned)
+    let lone = |slot: &&Slot| {
+        taken
+            .iter()
+            .all(|other| (other.device, other.function) != (slot.device, 0))
+    };
+    match taken.iter().find(lone) {
+        Some(&slot) => Err(AssignError::NoFunctionZero(slot).into()),
+        None => Ok(assigned),
+    }
 }
 
 /// A slot none of whose functions is taken. Slot 0 is the host bridge.

@@ -73,7 +73,11 @@ impl Blueprint {
         let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
         let ram = Ram::reserve(&ram_layout, config.pages)?;
         // Zeroing pages takes longer than everything else together: it goes on beside what follows.
-        let populating = config.prefault.then(|| ram.populate());
+        let mib = config.memory_bytes >> 20;
+        let populating = config.prefault.then(|| {
+            log::info!("populating {mib} MiB of guest memory");
+            ram.populate()
+        });
         let memslots = place_ram(&ram, &vm)?;
         start.mark("ram_reserved");
 
@@ -114,12 +118,14 @@ impl Blueprint {
         // After the devices: opening one stops the DMA that its last driver may have left running. Before the guest: no device may
         // be let go with half of the memory in its view.
         if let Some(iommu) = &iommu {
+            log::info!("mapping {mib} MiB for the devices' DMA");
             machine
                 .ram
                 .ranges()
                 .try_for_each(|(guest, range)| iommu.map(guest, range))?;
             machine.start.mark("ram_mapped");
         }
+        log::info!("loading {}", machine.config.kernel.display());
         machine.power_on()?;
         machine.start.mark("loaded");
         Ok(machine)
@@ -141,6 +147,7 @@ impl Machine {
             windows: self.windows.clone(),
         };
         for &(function, slot) in &self.config.assigned {
+            log::info!("{function}: opening it, as 00:{slot} of the guest");
             let options = assigned::Options { mmap: true };
             let opened = AssignedFunction::open(iommu, function, options, space.clone(), msi)?;
             self.platform.root.add(slot, opened.clone())?;

@@ -36,7 +36,7 @@ pub enum MachineError {
     #[error(transparent)]
     Platform(#[from] PlatformError),
     /// KVM does not take the RAM.
-    #[error("guest memory at {guest:#x}")]
+    #[error("KVM does not take guest memory at {guest:#x}\n  give the guest less with --memory")]
     RamSlot {
         /// Where in the guest.
         guest: u64,
@@ -44,10 +44,10 @@ pub enum MachineError {
         source: io::Error,
     },
     /// The serial port's output.
-    #[error("--serial")]
+    #[error("the serial port's output\n  give --serial a file that can be written, stdio or null")]
     Serial(#[source] io::Error),
     /// What the main thread waits on.
-    #[error("waiting for events")]
+    #[error("waiting for signals and devices\n  it takes a few open files:  ulimit -n")]
     Events(#[source] io::Error),
     /// The IOMMU.
     #[error(transparent)]
