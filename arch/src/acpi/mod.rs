@@ -22,7 +22,10 @@ use acpi_tables::{
     xsdt::XSDT,
 };
 
-use crate::layout::{self, ACPI_TABLES, ECAM, ECAM_LAST_BUS, IOAPIC, LAPIC, RSDP};
+use crate::{
+    boot::reset_vector::RESET_VECTOR,
+    layout::{self, ECAM, ECAM_LAST_BUS, IOAPIC, LAPIC, RSDP},
+};
 
 const OEM: [u8; 6] = *b"VIADCT";
 const OEM_TABLE: [u8; 8] = *b"VIADUCT ";
@@ -101,7 +104,7 @@ impl Area {
     fn place(&mut self, table: Vec<u8>) -> u64 {
         let address = self.next;
         let end = address + table.len() as u64;
-        assert!(end <= ACPI_TABLES.end, "ACPI tables up to {end:#x}");
+        assert!(end <= RESET_VECTOR, "ACPI tables up to {end:#x}");
         self.next = end.next_multiple_of(TABLE_ALIGN);
         self.blobs.push((address, table));
         address
