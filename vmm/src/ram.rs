@@ -127,16 +127,15 @@ impl Range {
             Pages::Huge1G => libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
         };
         if pool != 0 {
-            return Ok(Self {
-                start: mmap(len, pool)?,
-                len,
-            });
+            // The pool's pages are reserved here: who comes too late is told now, and not by a SIGBUS.
+            let start = mmap(len, pool)?;
+            return Ok(Self { start, len }.undumped());
         }
         // Kernels before 6.7 place a mapping at any page: take 2 MiB more and cut off what is out of line.
         let whole = len
             .checked_add(HUGE_PAGE)
             .ok_or(io::ErrorKind::OutOfMemory)?;
-        let start = mmap(whole, 0)?;
+        let start = mmap(whole, libc::MAP_NORESERVE)?;
         let skip = start.as_ptr().align_offset(HUGE_PAGE);
         munmap(start, skip);
         // SAFETY: skip < 2 MiB, so skip + len lies within the `whole` bytes just mapped.
@@ -152,9 +151,13 @@ impl Range {
         };
         // Advice only: a kernel without THP says EINVAL and nothing is lost.
         let _ = madvise(range.start, range.len, advice);
-        // What the guest has in memory is no business of a core file.
-        let _ = madvise(range.start, range.len, libc::MADV_DONTDUMP);
-        Ok(range)
+        Ok(range.undumped())
+    }
+
+    /// What the guest has in memory is no business of a core file.
+    fn undumped(self) -> Self {
+        let _ = madvise(self.start, self.len, libc::MADV_DONTDUMP);
+        self
     }
 }
 
@@ -165,7 +168,7 @@ impl Drop for Range {
 }
 
 fn mmap(len: usize, flags: i32) -> io::Result<NonNull<u8>> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | flags;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces nothing.
     let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
@@ -321,7 +324,7 @@ fn region(guest: u64, range: &Range) -> Result<GuestRegionMmap, RamError> {
         .ok_or_else(|| RamError::Layout(format!("{guest:#x} + {:#x} overflows", range.len)))
 }
 
-/// A missing huge page would be a SIGBUS in the middle of the start: look at the pool first.
+/// Looks at the pool first, so that a missing huge page is said with what to do about it.
 fn check_pool(plan: &[RamRange], page: u64) -> Result<(), RamError> {
     if let Some(range) = plan.iter().find(|range| range.len % page != 0) {
         return Err(RamError::NotWholePages {
@@ -338,7 +341,9 @@ fn check_pool(plan: &[RamRange], page: u64) -> Result<(), RamError> {
             .ok()
             .and_then(|text| text.trim().parse::<u64>().ok())
     };
-    let free = pool("free_hugepages").unwrap_or(0);
+    // Free ones can be promised to others already.
+    let promised = pool("resv_hugepages").unwrap_or(0);
+    let free = pool("free_hugepages").unwrap_or(0).saturating_sub(promised);
     if free < needed {
         let total = pool("nr_hugepages").unwrap_or(0) + needed - free;
         return Err(RamError::NoHugePages {
@@ -350,3 +355,6 @@ fn check_pool(plan: &[RamRange], page: u64) -> Result<(), RamError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
