@@ -56,8 +56,6 @@ pub(crate) struct Machine {
     pub(crate) iommu: bool,
     /// L1's memory.
     pub(crate) memory_mib: u32,
-    /// Further words of L1's kernel command line.
-    pub(crate) kernel_words: String,
 }
 
 impl Machine {
@@ -67,7 +65,6 @@ impl Machine {
             cards,
             iommu: true,
             memory_mib: 4096,
-            kernel_words: String::new(),
         }
     }
 

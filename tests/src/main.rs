@@ -179,8 +179,16 @@ fn in_host(machine: &Machine, words: &[String]) -> Result<i32> {
     } else {
         quoted(words)
     };
+    relay(&host, &command, "")
+}
+
+/// Runs a command in L1 with this input, passing on what it says as it says it.
+fn relay(host: &Host, command: &str, input: &str) -> Result<i32> {
     let hour = Duration::from_secs(3600);
-    let job = host.job(&command, hour)?;
+    let job = host.job(command, hour)?;
+    if !input.is_empty() {
+        job.type_in(input)?;
+    }
     job.close_stdin()?;
     loop {
         match job.next(Instant::now() + hour)? {
@@ -205,10 +213,15 @@ fn quoted(words: &[String]) -> String {
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
+/// With a terminal a person is at the shell; otherwise it reads its commands from stdin.
 fn shell(machine: &Machine) -> Result<i32> {
     let mut host = boot(machine, "shell")?;
-    note(
-        "A shell in L1; the files of this run are in /lab. `exit` or Ctrl-A x ends it and the machine.",
-    );
-    terminal::run_on(&mut host, "cd /root; exec bash -l", Leave::CtrlAX)
+    if terminal::is_interactive() {
+        note(
+            "A shell in L1; the files of this run are in /lab. `exit` or Ctrl-A x ends it and the machine.",
+        );
+        return terminal::run_on(&mut host, "cd /root; exec bash -l", Leave::CtrlAX);
+    }
+    let commands = std::io::read_to_string(std::io::stdin()).doing(|| "reading stdin".into())?;
+    relay(&host, "bash -l", &commands)
 }

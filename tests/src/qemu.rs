@@ -99,9 +99,6 @@ fn kernel_words(machine: &Machine) -> String {
     if machine.iommu {
         words.push_str(" intel_iommu=on iommu=nopt");
     }
-    if !machine.kernel_words.is_empty() {
-        words = format!("{words} {}", machine.kernel_words);
-    }
     words
 }
 
