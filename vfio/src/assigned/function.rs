@@ -62,9 +62,9 @@ pub(super) struct State {
 }
 
 impl AssignedFunction {
-    /// Opens `function` and resets it.
+    /// Opens `function`, which resets it.
     ///
-    /// To be called before RAM is mapped for DMA: opening and resetting is what stops a DMA engine that the last driver left running.
+    /// To be called before RAM is mapped for DMA: opening is what stops a DMA engine that the last driver left running.
     pub fn open(
         iommu: &Arc<Iommu>,
         function: Bdf,
@@ -114,7 +114,9 @@ impl AssignedFunction {
         if !host.can_reset() {
             log::warn!("{name}: the device cannot be reset; the guest gets it as it is");
         }
-        reset::reset(&*host, &mut state);
+        // Not a reset: the kernel made one when it opened the device (vfio_pci_core_enable in drivers/vfio/pci/vfio_pci_core.c; whether
+        // it could is what `can_reset` says), and a second would cost another 100 ms for each function.
+        reset::stop(&mut state);
         Ok(Arc::new(Self {
             name,
             state: Mutex::new(state),
