@@ -111,6 +111,11 @@ impl Group {
         self.number
     }
 
+    /// The group's file, once more.
+    pub(super) fn file(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
     /// The status is a mask with more bits than this one (a group that is in a container says so, too).
     fn is_viable(&self) -> Result<bool, GroupError> {
         let mut status = vfio_group_status::default();

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -112,6 +113,12 @@ impl Iommu {
     /// The numbers of the groups that this machine holds.
     pub fn groups(&self) -> Vec<u32> {
         lock(&self.groups).iter().map(Group::number).collect()
+    }
+
+    /// The files by which KVM learns whose DMA reaches its guest (KVM_DEV_VFIO_FILE).
+    pub fn files(&self) -> io::Result<Vec<OwnedFd>> {
+        let groups = lock(&self.groups);
+        groups.iter().map(Group::file).collect()
     }
 
     /// Opens a function; its group joins if it is not here yet (hot-plug). Its DMA is stopped, and it is reset if it can be.

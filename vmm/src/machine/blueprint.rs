@@ -1,6 +1,6 @@
 //! From what the machine is to be to a machine, in two steps: what can be found wrong before any device is touched, and the rest.
 
-use std::sync::Arc;
+use std::{os::fd::AsFd, sync::Arc};
 
 use arch::{
     cpuid::{self, Leaf},
@@ -22,7 +22,10 @@ use vfio::{
 use super::{Config, Machine, MachineError};
 use crate::{
     boot::Boot,
-    kvm::{Vm, irqchip::IrqchipState, memslots::SlotTable, msi::MsiController, routes::Routes},
+    kvm::{
+        Vm, assignment::Assignment, irqchip::IrqchipState, memslots::SlotTable, msi::MsiController,
+        routes::Routes,
+    },
     platform::Platform,
     processors::{self, Processors},
     ram::Ram,
@@ -70,6 +73,8 @@ impl Blueprint {
             supported,
         } = self;
         let iommu = open_iommu(&config)?;
+        let assignment = iommu.as_deref().map(|iommu| tell_kvm(&vm, iommu));
+        let assignment = assignment.transpose()?;
         let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
         let ram = Ram::reserve(&ram_layout, config.pages)?;
         // Zeroing pages takes longer than everything else together: it goes on beside what follows.
@@ -96,6 +101,7 @@ impl Blueprint {
             processors,
             assigned,
             platform,
+            _assignment: assignment,
             _iommu: iommu.clone(),
             boot,
             windows,
@@ -169,6 +175,15 @@ fn open_iommu(config: &Config) -> Result<Option<Arc<Iommu>>, MachineError> {
     } else {
         Ok(Some(Iommu::open(&functions)?))
     }
+}
+
+/// Tells KVM of the groups, before their devices are opened.
+fn tell_kvm(vm: &Vm, iommu: &Iommu) -> Result<Assignment, MachineError> {
+    let assignment = Assignment::create(&vm.fd)?;
+    for file in iommu.files().map_err(MachineError::Groups)? {
+        assignment.add(file.as_fd())?;
+    }
+    Ok(assignment)
 }
 
 /// Where RAM goes: around what devices cannot reach, and within what the CPUs can.

@@ -21,7 +21,7 @@ use vfio::{assigned::AssignedFunction, kernel::Iommu};
 use crate::{
     boot::Boot,
     events::{Event, Events},
-    kvm::{Vm, irqchip::IrqchipState},
+    kvm::{Vm, assignment::Assignment, irqchip::IrqchipState},
     platform::Platform,
     processors::Processors,
     ram::Ram,
@@ -45,12 +45,13 @@ pub enum Outcome {
 
 /// A machine.
 ///
-/// Fields are dropped in this order: the vCPUs stop; the devices leave the bus, stop their interrupts and close; the IOMMU lets go
-/// of the memory; then the memory goes.
+/// Fields are dropped in this order: the vCPUs stop; the devices leave the bus, stop their interrupts and close; KVM lets go of
+/// the groups, since a group that anybody holds keeps its mappings; the IOMMU lets go of the memory; then the memory goes.
 pub struct Machine {
     processors: Processors,
     assigned: Vec<(Slot, Arc<AssignedFunction>)>,
     platform: Platform,
+    _assignment: Option<Assignment>,
     _iommu: Option<Arc<Iommu>>,
     boot: Boot,
     windows: Windows,
