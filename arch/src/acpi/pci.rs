@@ -53,15 +53,15 @@ impl Aml for Raw {
 }
 
 /// `_CRS`: the bus, the configuration ports, and the windows that BARs can be in. The windows are not marked prefetchable: a BAR
-/// that is not must be allowed into the high one too.
+/// that is not must be allowed into the high one too. What is forwarded is exactly what is said here: a BAR that a guest moved
+/// elsewhere would answer nowhere. The legacy VGA memory is not for BARs; it is named for the card that brings it.
 fn resources(config: &AcpiConfig) -> Name {
     let memory = AddressSpaceCacheable::NotCacheable;
     let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
     let buses = AddressSpace::new_bus_number(0_u16, ECAM_LAST_BUS.into());
     let config_ports = io(PCI_CONFIG);
-    let io_below = AddressSpace::new_io(0_u16, PCI_CONFIG.start - 1, None);
-    let last_port = u16::try_from(PCI_IO.end - 1).unwrap_or(u16::MAX);
-    let io_above = AddressSpace::new_io(PCI_CONFIG.end, last_port, None);
+    let word = |port: u32| u16::try_from(port).unwrap_or(u16::MAX);
+    let ports = AddressSpace::new_io(word(PCI_IO.start), word(PCI_IO.end - 1), None);
     let vga = AddressSpace::new_memory(
         memory,
         true,
@@ -76,7 +76,7 @@ fn resources(config: &AcpiConfig) -> Name {
         low(PCI_MMIO32.end - 1),
         None,
     );
-    let mut all: Vec<&dyn Aml> = vec![&buses, &config_ports, &io_below, &io_above, &vga, &memory32];
+    let mut all: Vec<&dyn Aml> = vec![&buses, &config_ports, &ports, &vga, &memory32];
     let high = &config.memory64;
     let memory64 = (!high.is_empty())
         .then(|| AddressSpace::new_memory(memory, true, high.start, high.end - 1, None));

@@ -9,6 +9,10 @@ fn config(cpus: u32) -> AcpiConfig {
     }
 }
 
+fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+
 fn dword(table: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(table[at..at + 4].try_into().unwrap())
 }
@@ -107,6 +111,20 @@ fn a_guest_without_room_for_high_bars_has_one_window_less() {
     let without = find(&tables(&none), b"DSDT");
     // A QWord address space descriptor is 46 bytes long.
     assert_eq!(with.len() - without.len(), 46);
+}
+
+#[test]
+fn the_ports_for_bars_are_those_of_the_layout_and_no_more() {
+    let dsdt = find(&tables(&config(1)), b"DSDT");
+    // WordIO: tag, length, type I/O, two bytes of flags, granularity, first, last.
+    let found = dsdt
+        .windows(12)
+        .filter(|window| window[..4] == [0x88, 0x0d, 0, 1]);
+    let found: Vec<_> = found
+        .map(|w| (word(w, 8), word(w, 10)))
+        .map(|(first, last)| u32::from(first)..u32::from(last) + 1)
+        .collect();
+    assert_eq!(found, [layout::PCI_IO]);
 }
 
 #[test]
