@@ -184,7 +184,8 @@ impl Config {
     pub(super) fn write(&mut self, offset: usize, data: &[u8]) {
         let before = self.command();
         self.registers.write(offset, data);
-        if self.command() != before {
+        let commands = offset < COMMAND + 2 && COMMAND < offset + data.len();
+        if self.command() != before || commands && !self.obeys {
             self.send_command();
         }
         for run in self.runs(offset, data.len()) {

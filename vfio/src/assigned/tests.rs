@@ -259,6 +259,16 @@ fn a_device_that_was_pulled_out_reads_all_ones_and_stays_off_the_bus() {
 }
 
 #[test]
+fn a_command_that_the_device_did_not_take_is_sent_again_when_the_guest_repeats_it() {
+    let guest = guest();
+    guest.host.is_gone.store(true, Ordering::Relaxed);
+    assert_eq!(guest.write(COMMAND, &[2, 0]), [""; 0]);
+    guest.host.is_gone.store(false, Ordering::Relaxed);
+    let calls = guest.write(COMMAND, &[2, 0]);
+    assert_eq!(calls[..2], ["write 7 0x4 [2, 4]", "map 0x80000000 0x4000"]);
+}
+
+#[test]
 fn what_is_dropped_is_off_the_bus_and_silent() {
     let Guest {
         host,
