@@ -49,10 +49,8 @@ mod express {
     pub(super) const DEVICE_CAPABILITIES: usize = 0x04;
     pub(super) const DEVICE_CONTROL: usize = 0x08;
     pub(super) const LINK: std::ops::Range<usize> = 0x0c..0x14;
+    /// In capabilities of version 2 and later.
     pub(super) const LINK_2: std::ops::Range<usize> = 0x2c..0x34;
-    /// Capability version 2 and later has the second link registers.
-    pub(super) const LEN_VERSION_1: usize = 0x14;
-    pub(super) const LEN: usize = 0x3c;
     /// Device capabilities: function level reset.
     pub(super) const FLR: u32 = 1 << 28;
     pub(super) const TYPE_ENDPOINT: u8 = 0;
@@ -122,22 +120,28 @@ impl Found {
 
     /// On the root bus there is no link: an endpoint is shown as integrated into the root complex, and its link registers are
     /// empty (PCIe 6.0 §7.5.3: they are for functions that have one). Windows fails an endpoint that
-    /// has no port above it (code 10).
+    /// has no port above it (code 10). One that is integrated already has none of these registers: its capability is shorter, and
+    /// what follows may be anything.
     fn express(&mut self, image: &mut [u8], offset: usize) {
         use express::{
-            DEVICE_CAPABILITIES, DEVICE_CONTROL, FLAGS, FLR, LEN, LEN_VERSION_1, LINK, LINK_2,
-            TYPE_ENDPOINT, TYPE_INTEGRATED_ENDPOINT, TYPE_LEGACY_ENDPOINT,
+            DEVICE_CAPABILITIES, DEVICE_CONTROL, FLAGS, FLR, LINK, LINK_2, TYPE_ENDPOINT,
+            TYPE_INTEGRATED_ENDPOINT, TYPE_LEGACY_ENDPOINT,
         };
         let Some(flags) = image.get_mut(offset + FLAGS) else {
             return;
         };
         let (version, kind) = (*flags & 0xf, *flags >> 4);
-        if kind == TYPE_ENDPOINT || kind == TYPE_LEGACY_ENDPOINT {
+        let has_link = kind == TYPE_ENDPOINT || kind == TYPE_LEGACY_ENDPOINT;
+        if has_link {
             *flags = version | TYPE_INTEGRATED_ENDPOINT << 4;
         }
         self.owned.push(offset + FLAGS..offset + FLAGS + 2);
-        let len = if version < 2 { LEN_VERSION_1 } else { LEN };
-        for link in [LINK, LINK_2].into_iter().filter(|link| link.end <= len) {
+        let links: &[Range<usize>] = match (has_link, version) {
+            (false, _) => &[],
+            (true, 0..2) => &[LINK],
+            (true, _) => &[LINK, LINK_2],
+        };
+        for link in links {
             let range = offset + link.start..offset + link.end;
             if let Some(registers) = image.get_mut(range.clone()) {
                 registers.fill(0);
@@ -222,6 +226,23 @@ mod tests {
         let found = rewrite(&mut image, true, true);
         assert!(!owns(&found, 0xac));
         assert_eq!(found.function_resets, []);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_integrated_already_has_no_link_to_lose() {
+        // Version 1, type 9: 12 bytes long (`PCI_CAP_EXP_RC_ENDPOINT_SIZEOF_V1`), and here another capability follows at once.
+        let mut image = space(
+            &[
+                (CAP_EXPRESS, 0x80, &[0x91, 0]),
+                (CAP_POWER, 0x8c, &[0x23, 0xc8]),
+            ],
+            &[],
+        );
+        let found = rewrite(&mut image, true, true);
+        assert_eq!(image[0x82], 0x91);
+        assert_eq!(image[0x8c..0x90], [CAP_POWER, 0, 0x23, 0xc8]);
+        assert!(!owns(&found, 0x8e) && !owns(&found, 0x90));
+        assert_eq!(found.power, Some(0x90));
     }
 
     #[test]
