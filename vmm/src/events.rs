@@ -103,9 +103,11 @@ impl Events {
         Ok(())
     }
 
-    /// Forgets what stopped vCPUs have posted: several can stop for one and the same reset.
-    pub fn forget_posted(&self) {
-        while self.posted.try_recv().is_ok() {}
+    /// Forgets which vCPUs stopped: several can for one and the same reset. What a person wants is not forgotten.
+    pub fn forget_stops(&self) {
+        let wanted = |event: &Event| !matches!(event, Event::Stopped { .. });
+        let kept: Vec<_> = self.posted.try_iter().filter(wanted).collect();
+        kept.into_iter().for_each(|event| self.mailbox.post(event));
     }
 
     /// A signal that came before anybody waited.
@@ -155,4 +157,20 @@ fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
         fd,
         EpollEvent::new(EventSet::IN, token),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_persons_wish_to_quit_outlives_a_reset() {
+        let mut events = Events::new(Signals::block().unwrap()).unwrap();
+        let mailbox = events.mailbox();
+        let stop = Stop::Asked;
+        mailbox.post(Event::Stopped { vcpu: 0, stop });
+        mailbox.post(Event::Quit("Ctrl-A x"));
+        events.forget_stops();
+        assert!(matches!(events.wait().unwrap(), Event::Quit("Ctrl-A x")));
+    }
 }

@@ -1,67 +1,188 @@
 //! Standard input on its way to the guest's serial port, on a thread of its own.
 //!
-//! A thread, because standard input can be anything: a terminal, a pipe, a file that no poll can wait for. Its end is the end of
-//! typing and not of the machine.
+//! A thread, because standard input can be anything, and to read from it can block. Its end is the end of typing and not of the
+//! machine.
 
 use std::{
+    fs::File,
     io::{self, Read},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     sync::Arc,
     thread,
 };
 
 use devices::uart::Uart;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     console::Escape,
     events::{Event, Mailbox},
 };
 
+/// What is typed ahead of a guest that does not read, at most; what is typed beyond that is lost. Linux's terminals keep as much.
+const TYPED_AHEAD: usize = 4096;
+
 /// Begins to bring what is typed to `uart`. The escape keys count only on a terminal: a script's bytes reach the guest unchanged.
 pub fn start(uart: Arc<Uart>, mailbox: Mailbox, is_terminal: bool) -> io::Result<()> {
-    let bring = move || {
-        let mut escape = Escape::default();
-        let mut buffer = [0; 256];
-        loop {
-            let count = match io::stdin().lock().read(&mut buffer) {
-                Ok(0) => return,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            };
-            let mut typed = buffer[..count].to_vec();
-            if is_terminal && escape.filter(&mut typed) {
-                mailbox.post(Event::Quit("Ctrl-A x"));
-            }
-            deliver(&uart, &typed);
-        }
+    // Past the buffer of `io::stdin`, in which bytes can wait that no poll knows of.
+    let Ok(source) = io::stdin().as_fd().try_clone_to_owned() else {
+        return Ok(());
+    };
+    let typist = Typist {
+        source: source.into(),
+        uart,
+        mailbox,
+        escape: is_terminal.then(Escape::default),
+        waiting: Vec::new(),
     };
     thread::Builder::new()
         .name("stdin".into())
-        .spawn(bring)
+        .spawn(move || typist.bring())
         .map(drop)
 }
 
-/// Waits for the guest as long as it takes: what is typed ahead stays in the pipe or the terminal's queue.
-fn deliver(uart: &Uart, mut typed: &[u8]) {
-    while !typed.is_empty() {
-        let taken = uart.receive(typed);
-        typed = typed.get(taken..).unwrap_or_default();
-        if taken == 0 {
-            wait_for(uart.room());
+struct Typist {
+    source: File,
+    uart: Arc<Uart>,
+    mailbox: Mailbox,
+    /// On a terminal.
+    escape: Option<Escape>,
+    /// What the guest has not taken yet.
+    waiting: Vec<u8>,
+}
+
+impl Typist {
+    fn bring(mut self) {
+        loop {
+            let taken = self.uart.receive(&self.waiting);
+            self.waiting.drain(..taken.min(self.waiting.len()));
+            if self.wait() && !self.read() {
+                return;
+            }
         }
+    }
+
+    /// Waits until there is something to read or the guest has room again; true for the former. While the guest takes nothing, what
+    /// comes from a file or a pipe stays there; a terminal is read even so, or a guest that hangs could not be quit.
+    fn wait(&self) -> bool {
+        let poll = |fd, wanted| libc::pollfd {
+            fd: if wanted { fd } else { -1 },
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let all_taken = self.waiting.is_empty();
+        let mut polls = [
+            poll(self.source.as_raw_fd(), all_taken || self.escape.is_some()),
+            poll(self.uart.room().as_raw_fd(), !all_taken),
+        ];
+        // SAFETY: two valid pollfds, on this stack frame; a return before one is ready (EINTR) only makes the caller try again.
+        unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
+        if polls[1].revents != 0 {
+            let _ = self.uart.room().read();
+        }
+        polls[0].revents != 0
+    }
+
+    /// Reads what is typed; false at its end.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0; 256];
+        let count = match self.source.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(count) => count,
+            Err(error) => {
+                use io::ErrorKind::{Interrupted, WouldBlock};
+                return matches!(error.kind(), Interrupted | WouldBlock);
+            }
+        };
+        let mut typed = buffer[..count].to_vec();
+        if let Some(escape) = &mut self.escape {
+            if escape.filter(&mut typed) {
+                self.mailbox.post(Event::Quit("Ctrl-A x"));
+            }
+            typed.truncate(TYPED_AHEAD.saturating_sub(self.waiting.len()));
+        }
+        self.waiting.append(&mut typed);
+        true
     }
 }
 
-/// Waits until `event` is signalled, and takes the signal.
-fn wait_for(event: &EventFd) {
-    let mut poll = libc::pollfd {
-        fd: event.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{PipeWriter, Write},
+        os::fd::OwnedFd,
+        time::{Duration, Instant},
     };
-    // SAFETY: one valid pollfd, on this stack frame; a return before it is ready (EINTR) only makes the caller try again.
-    unsafe { libc::poll(&raw mut poll, 1, -1) };
-    let _ = event.read();
+
+    use devices::{bus::BusDevice, interrupt::IrqLine};
+
+    use super::*;
+    use crate::{events::Events, signals::Signals};
+
+    struct NoLine;
+
+    impl IrqLine for NoLine {
+        fn pulse(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A serial port, its input, and what hears of the escape keys.
+    fn typing(is_terminal: bool) -> (Arc<Uart>, PipeWriter, Events) {
+        let uart = Arc::new(Uart::new(Arc::new(NoLine), Box::new(io::sink())).unwrap());
+        let (reader, writer) = io::pipe().unwrap();
+        let events = Events::new(Signals::block().unwrap()).unwrap();
+        let typist = Typist {
+            source: OwnedFd::from(reader).into(),
+            uart: uart.clone(),
+            mailbox: events.mailbox(),
+            escape: is_terminal.then(Escape::default),
+            waiting: Vec::new(),
+        };
+        thread::spawn(move || typist.bring());
+        (uart, writer, events)
+    }
+
+    /// What a guest reads until it has `count` bytes.
+    fn received(uart: &Uart, count: usize) -> Vec<u8> {
+        let (mut all, begun) = (Vec::new(), Instant::now());
+        while all.len() < count && begun.elapsed() < Duration::from_secs(20) {
+            let mut byte = [0];
+            uart.read(5, &mut byte);
+            if byte[0] & 1 == 0 {
+                thread::yield_now();
+                continue;
+            }
+            uart.read(0, &mut byte);
+            all.push(byte[0]);
+        }
+        all
+    }
+
+    #[test]
+    fn a_guest_that_reads_nothing_can_still_be_quit() {
+        let (_uart, mut keys, mut events) = typing(true);
+        for _ in 0..20 {
+            keys.write_all(&[b'x'; 1000]).unwrap();
+        }
+        keys.write_all(b"\x01x").unwrap();
+        assert!(matches!(events.wait().unwrap(), Event::Quit("Ctrl-A x")));
+    }
+
+    #[test]
+    fn what_is_typed_ahead_reaches_a_guest_that_begins_to_read_late() {
+        let (uart, mut keys, _events) = typing(true);
+        let typed: Vec<u8> = (0..200).map(|n| b' ' + n % 64).collect();
+        keys.write_all(&typed).unwrap();
+        assert_eq!(received(&uart, 200), typed);
+    }
+
+    #[test]
+    fn a_script_reaches_the_guest_unchanged_and_whole() {
+        let (uart, mut script, _events) = typing(false);
+        let bytes: Vec<u8> = (0..20_000).map(|n: u32| n.to_le_bytes()[0]).collect();
+        let sent = bytes.clone();
+        let writing = thread::spawn(move || script.write_all(&sent).unwrap());
+        assert_eq!(received(&uart, bytes.len()), bytes);
+        writing.join().unwrap();
+    }
 }

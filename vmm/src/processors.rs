@@ -155,12 +155,17 @@ impl Processors {
     pub fn stop(&mut self) -> Result<(), ProcessorsError> {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.running.iter().for_each(Running::kick);
-        for running in self.running.drain(..) {
-            self.parked
-                .push(running.join().ok_or(ProcessorsError::Panicked)?);
-        }
+        let count = self.running.len();
+        let before = self.parked.len();
+        // All of them are waited for, whatever became of one.
+        self.parked
+            .extend(self.running.drain(..).filter_map(Running::join));
         self.parked.sort_by_key(|vcpu| vcpu.id);
-        Ok(())
+        if self.parked.len() == before + count {
+            Ok(())
+        } else {
+            Err(ProcessorsError::Panicked)
+        }
     }
 
     /// Puts all of them, stopped, back to power-on.

@@ -128,7 +128,7 @@ impl Machine {
     /// Back to power-on, with the vCPUs stopped.
     fn reset(&mut self, events: &Events) -> Result<(), MachineError> {
         // Several vCPUs can have stopped for this one reset.
-        events.forget_posted();
+        events.forget_stops();
         // The devices first: from here on none of them writes to memory or interrupts.
         self.platform.root.reset();
         self.platform.uart.reset();
