@@ -171,6 +171,7 @@ mod tests {
         mailbox.post(Event::Stopped { vcpu: 0, stop });
         mailbox.post(Event::Quit("Ctrl-A x"));
         events.forget_stops();
+        mailbox.post(Event::Stats);
         assert!(matches!(events.wait().unwrap(), Event::Quit("Ctrl-A x")));
     }
 }

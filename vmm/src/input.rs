@@ -165,6 +165,11 @@ mod tests {
             keys.write_all(&[b'x'; 1000]).unwrap();
         }
         keys.write_all(b"\x01x").unwrap();
+        let mailbox = events.mailbox();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs(20));
+            mailbox.post(Event::Stats);
+        });
         assert!(matches!(events.wait().unwrap(), Event::Quit("Ctrl-A x")));
     }
 
