@@ -68,7 +68,7 @@ pub enum RamError {
     /// The host reserves so much that RAM falls to pieces.
     #[error(
         "the host's IOMMU reserves so many ranges that memory falls into {pieces} pieces; {max} are possible\n  \
-         give the guest less:  --memory"
+         give the guest less with --memory"
     )]
     Scattered {
         /// Pieces it would take.
@@ -79,7 +79,7 @@ pub enum RamError {
     /// RAM would reach past what the guest's CPUs can address.
     #[error(
         "{size_mib} MiB of memory reach up to {end:#x}, but this host's guests can address only \
-         {phys_bits} bits ({limit:#x})\n  give the guest less:  --memory"
+         {phys_bits} bits ({limit:#x})\n  give the guest less with --memory"
     )]
     TooLarge {
         /// The size asked for, in MiB.

@@ -27,7 +27,8 @@ pub enum PlaceError {
     /// The kernel does not fit.
     #[error(
         "the kernel needs {need_mib} MiB in one piece at or above {lowest:#x}, below 4 GiB; the \
-         guest has {have_mib} MiB of memory there\n  give the guest more:  --memory"
+         guest has {have_mib} MiB of memory there\n  give the guest more:  --memory {}M",
+        enough(*need_mib, *lowest)
     )]
     Kernel {
         /// What it takes, in MiB, rounded up.
@@ -65,6 +66,12 @@ pub enum PlaceError {
         /// The first address that it must not reach.
         ceiling: u64,
     },
+}
+
+/// MiB of memory with which a kernel of `need_mib` fits above `lowest`, if the host reserves nothing on the way; even, because RAM is
+/// made of 2 MiB pieces.
+fn enough(need_mib: u64, lowest: u64) -> u64 {
+    mib_up(lowest).saturating_add(need_mib).div_ceil(2) * 2
 }
 
 /// The highest page-aligned place for `len` bytes of initrd in RAM, behind `kernel` and below `ceiling`.

@@ -102,7 +102,8 @@ impl fmt::Display for ResolveError {
                 if index >= total {
                     return write!(
                         f,
-                        "it can have {total}, numbered from 0 (vf0)\n  see which there are:  ls -d /sys/bus/pci/devices/{physical}/virtfn*"
+                        "it can have {total}, vf0 to vf{}\n  see which there are:  ls -d /sys/bus/pci/devices/{physical}/virtfn*",
+                        total.saturating_sub(1)
                     );
                 }
                 let wanted = index + 1;

@@ -134,6 +134,14 @@ fn a_relocatable_kernel_moves_when_memory_is_short_and_another_does_not() {
             ..
         }
     ));
+    // 16 MiB, below which this one cannot be, and its 62.
+    assert!(
+        error
+            .to_string()
+            .ends_with("\n  give the guest more:  --memory 78M"),
+        "{error}"
+    );
+    assert!(place(&fixed, &memory(78), 0).is_ok());
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn virtual_functions_that_are_not_there_come_with_the_command_that_makes_them() 
          those that are there go first:  echo 0 > /sys/bus/pci/devices/0000:03:00.1/sriov_numvfs\n  \
          enable as many as you need:     echo 6 > /sys/bus/pci/devices/0000:03:00.1/sriov_numvfs"
     );
-    assert!(resolve_error(&fixture, "eth2/vf8").contains("it can have 8, numbered from 0"));
+    assert!(resolve_error(&fixture, "eth2/vf8").contains("it can have 8, vf0 to vf7\n"));
     assert!(resolve_error(&fixture, "03:10.3/vf0").contains("has no SR-IOV capability"));
 }
 
