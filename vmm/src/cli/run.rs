@@ -13,6 +13,10 @@ use crate::console::Serial;
     viaduct run --kernel vmlinuz --initrd initrd.img --vfio 03:10.3\n  \
     viaduct run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/sda1' --cpus 4 --memory 8G --vfio eth2,addr=06\n\n\
     On a terminal, Ctrl-A x ends the machine and Ctrl-A Ctrl-A sends a Ctrl-A.")]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "brackets are for what may be left out: clap shows these texts as they stand"
+)]
 pub struct RunArgs {
     /// Linux kernel: a bzImage, or an ELF vmlinux with a PVH entry
     #[arg(long, value_name = "FILE")]
