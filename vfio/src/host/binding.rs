@@ -156,6 +156,10 @@ impl Host {
         devices: &[Bdf],
         owner: Option<&Owner>,
     ) -> Result<Vec<(Bdf, Entry)>, BindingError> {
+        if devices.is_empty() {
+            // A guest without devices of ours needs no right to bind any.
+            return Ok(Vec::new());
+        }
         let mut journal = Journal::lock(self)?;
         for &device in devices {
             self.refuse_if_owned(device, &journal)?;

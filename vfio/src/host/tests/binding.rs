@@ -234,6 +234,14 @@ fn a_guest_that_takes_what_a_dead_one_left_gives_it_back_to_the_first_driver() {
 }
 
 #[test]
+fn a_guest_without_devices_leaves_nothing_behind_that_would_need_rights() {
+    let fixture = Fixture::new();
+    let taken = fixture.host().take(&[], &options()).unwrap();
+    taken.give_back().unwrap();
+    assert!(!fixture.path("run/viaduct").exists());
+}
+
+#[test]
 fn a_living_guests_device_is_not_taken_nor_unbound_nor_restored_and_it_is_named() {
     let fixture = Fixture::new();
     let device = fixture.add(function("03:10.3"));
