@@ -228,7 +228,7 @@ impl Ram {
     }
 
     /// The guest's view of it, for loading and for virtual devices. A clone must not outlive the `Ram`.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
 

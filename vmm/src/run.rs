@@ -3,7 +3,8 @@
 use std::{
     error::Error,
     fs,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -18,9 +19,10 @@ use crate::{
     input,
     machine::{Blueprint, Config, MachineError, Outcome},
     signals::Signals,
+    stats,
 };
 
-/// The guest died: triple fault, panic, or KVM gave up on it.
+/// The guest died: triple fault or panic.
 const GUEST_DIED: u8 = 3;
 
 /// Descriptors that a machine needs besides those of its vectors: KVM, VFIO, files, terminals, with room to spare.
@@ -32,6 +34,10 @@ const USUAL_VECTORS: u64 = 64;
 /// A wish that this host cannot fulfil, found before anything is changed.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
+    #[error("--serial\n  name a file that can be written, or stdio, or null")]
+    Serial(#[source] io::Error),
+    #[error("--stats {}\n  name a file that can be written", path.display())]
+    Stats { path: PathBuf, source: io::Error },
     #[error(
         "{what} of memory are more than this host has ({has} MiB)\n  give the guest less:  --memory {fits}M"
     )]
@@ -76,6 +82,13 @@ pub fn run(args: &RunArgs) -> Ended {
         return Ok(ExitCode::SUCCESS);
     }
 
+    let sink = config.serial.sink().map_err(RunError::Serial)?;
+    if let Some(path) = &config.stats {
+        stats::check(path).map_err(|source| RunError::Stats {
+            path: path.clone(),
+            source,
+        })?;
+    }
     if !functions.is_empty() {
         limits::allow_locked(config.memory_bytes)?;
         limits::allow_open_files(BASE_DESCRIPTORS + USUAL_VECTORS * functions.len() as u64)?;
@@ -86,7 +99,7 @@ pub fn run(args: &RunArgs) -> Ended {
     }
     let taken = host.take(&managed, &options)?;
     // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
-    let outcome = run_machine(blueprint, &config.serial, signals);
+    let outcome = run_machine(blueprint, sink, &config.serial, signals);
     let given_back = taken.give_back();
     if let (Err(_), Err(error)) = (&outcome, &given_back) {
         // The other error is the one that is returned.
@@ -107,11 +120,12 @@ fn managed(args: &[VfioArg], functions: &[Bdf]) -> Vec<Bdf> {
 
 fn run_machine(
     blueprint: Blueprint,
+    sink: Box<dyn Write + Send>,
     serial: &Serial,
     signals: Signals,
 ) -> Result<Outcome, Box<dyn Error>> {
     let mut events = Events::new(signals).map_err(MachineError::Events)?;
-    let mut machine = blueprint.build()?;
+    let mut machine = blueprint.build(sink)?;
     if let Some(signal) = events.pending_signal() {
         return Ok(Outcome::Quit(signal));
     }
@@ -139,6 +153,10 @@ fn report(outcome: &Outcome) -> ExitCode {
         Outcome::Died(how) => {
             eprintln!("viaduct: the guest died: {how}");
             ExitCode::from(GUEST_DIED)
+        }
+        Outcome::Failed(how) => {
+            eprintln!("viaduct: the guest cannot go on: {how}");
+            ExitCode::FAILURE
         }
     }
 }

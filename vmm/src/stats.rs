@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -136,6 +136,20 @@ struct Report {
     devices: Vec<DeviceReport>,
 }
 
+/// Whether a report can be written to `path`. Leaves nothing there.
+pub fn check(path: &Path) -> io::Result<()> {
+    let new = unpublished(path);
+    fs::write(&new, [])?;
+    fs::remove_file(&new)
+}
+
+/// Where a report is until it is whole.
+fn unpublished(path: &Path) -> PathBuf {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    new.into()
+}
+
 /// Writes the whole report to `path`, at once: a reader sees the old one or the new one.
 pub fn write(
     path: &Path,
@@ -156,8 +170,7 @@ pub fn write(
         vcpus,
         devices,
     };
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
+    let new = unpublished(path);
     fs::write(&new, serde_json::to_vec_pretty(&report)?)?;
     fs::rename(&new, path)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    panic::{self, AssertUnwindSafe},
     ptr,
     sync::{
         Arc,
@@ -113,8 +114,11 @@ impl Running {
         let thread = thread::Builder::new()
             .name(format!("vcpu{}", vcpu.id))
             .spawn(move || {
-                let stop = vcpu.run(&shared);
-                stopped(vcpu.id, stop);
+                // A panic is a defect, but even then the machine ends in good order and the devices go back.
+                let ended = panic::catch_unwind(AssertUnwindSafe(|| vcpu.run(&shared)));
+                IMMEDIATE_EXIT.set(ptr::null_mut());
+                let defect = || Stop::Failed("a defect of viaduct: please report it".to_owned());
+                stopped(vcpu.id, ended.unwrap_or_else(|_| defect()));
                 vcpu
             })?;
         Ok(Self { thread })

@@ -1,6 +1,6 @@
 //! From what the machine is to be to a machine, in two steps: what can be found wrong before any device is touched, and the rest.
 
-use std::{os::fd::AsFd, sync::Arc};
+use std::{io::Write, os::fd::AsFd, sync::Arc};
 
 use arch::{
     cpuid::{self, Leaf},
@@ -63,8 +63,8 @@ impl Blueprint {
         })
     }
 
-    /// Builds it, ready to start. The functions are bound to vfio-pci by now.
-    pub fn build(self) -> Result<Machine, MachineError> {
+    /// Builds it, ready to start, with `serial` behind its serial port. The functions are bound to vfio-pci by now.
+    pub fn build(self, serial: Box<dyn Write + Send>) -> Result<Machine, MachineError> {
         let Self {
             config,
             mut start,
@@ -87,7 +87,6 @@ impl Blueprint {
         start.mark("ram_reserved");
 
         let routes = Arc::new(Routes::new(vm.fd.clone()));
-        let serial = config.serial.sink().map_err(MachineError::Serial)?;
         let platform = Platform::assemble(&routes, serial)?;
         let shared = Arc::new(Shared::new(platform.io.clone(), platform.memory.clone()));
         let processors = Processors::create(&vm, config.cpus, &supported, shared)?;

@@ -43,9 +43,6 @@ pub enum MachineError {
         /// What KVM said.
         source: io::Error,
     },
-    /// The serial port's output.
-    #[error("the serial port's output\n  give --serial a file that can be written, stdio or null")]
-    Serial(#[source] io::Error),
     /// What the main thread waits on.
     #[error("waiting for signals and devices\n  it takes a few open files:  ulimit -n")]
     Events(#[source] io::Error),

@@ -41,6 +41,8 @@ pub enum Outcome {
     Quit(&'static str),
     /// The guest died; how.
     Died(String),
+    /// The host could not run it any further; why.
+    Failed(String),
 }
 
 /// A machine.
@@ -119,7 +121,9 @@ impl Machine {
                     Stop::Guest(Action::Reset) => Ended::Reset,
                     Stop::Guest(Action::Panicked) => died("it panicked".to_owned()),
                     Stop::TripleFault => died(format!("CPU {vcpu} triple-faulted")),
-                    Stop::Failed(how) => died(format!("CPU {vcpu}: {how}")),
+                    Stop::Failed(how) => {
+                        Ended::Outcome(Outcome::Failed(format!("CPU {vcpu}: {how}")))
+                    }
                 },
             });
         }
