@@ -70,6 +70,24 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_and_the_man_page_name_every_command_and_option() {
+        let readme = include_str!("../../../README.md");
+        let manual = include_str!("../../../resources/man/viaduct.1");
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            assert!(readme.contains(&format!("`viaduct {name}")), "{name}");
+            assert!(manual.contains(&format!(".Cm {name}\n")), "{name}");
+            for option in command.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(readme.contains(&format!("--{option}")), "{name} --{option}");
+                assert!(
+                    manual.contains(&format!(".It Fl -{option}")),
+                    "{name} --{option}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn every_command_that_an_error_advises_exists() {
         let mut found = Vec::new();
         for krate in ["arch", "devices", "vfio", "vmm"] {
