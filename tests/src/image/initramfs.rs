@@ -7,7 +7,7 @@ use std::path::Path;
 use super::cpio::Cpio;
 use super::key::Key;
 use super::modules::Modules;
-use super::{Tree, lines};
+use super::{Tree, lines, vmlinux};
 use crate::error::{Doing, Error, Result};
 
 const L1_INIT: &str = include_str!("../../../resources/lab/l1-init");
@@ -44,6 +44,7 @@ pub(super) fn key(tree: &Tree) -> Key {
         include_str!("initramfs.rs"),
         include_str!("modules.rs"),
         include_str!("cpio.rs"),
+        include_str!("vmlinux.rs"),
     ];
     let inputs = [
         L1_INIT, L1_ROOT, L1_MODULES, L2_INIT, L2_DHCP, L2_LEASE, L2_SETTLE, L2_MODULES, L2_TOOLS,
@@ -65,6 +66,7 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
         .root()
         .join(format!("boot/vmlinuz-{}", modules.release()));
     copy(&kernel, &l2.join("vmlinuz"))?;
+    vmlinux::extract(tree, &kernel, &l2.join("vmlinux"))?;
 
     let mut l1 = base(tree)?;
     for folder in ["root", "lower", "layer"] {

@@ -7,6 +7,7 @@ mod key;
 mod mirror;
 mod modules;
 mod tree;
+mod vmlinux;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
