@@ -2,6 +2,7 @@
 
 mod agent;
 mod base64;
+mod bench;
 mod binding;
 mod cards;
 mod checks;
@@ -72,6 +73,8 @@ enum Order {
         #[arg(default_value = "")]
         filter: String,
     },
+    /// Viaduct beside QEMU's microvm: time to the guest's init, exits, memory.
+    Bench,
     /// What runs in L1: not for typing.
     #[command(hide = true)]
     Agent,
@@ -128,6 +131,7 @@ fn obey(command: Order) -> Result<i32> {
         Order::Shell { options, qemu } => shell(&options.machine(&qemu)),
         Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
         Order::Test { filter } => test(&filter),
+        Order::Bench => bench::run(&boot(&Machine::with_cards(Cards::sriov()), "bench")?),
         Order::Agent => Ok(0),
     }
 }
