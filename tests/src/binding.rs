@@ -18,6 +18,25 @@ impl Host {
             .map(str::to_owned))
     }
 
+    /// Everything that taking devices changes on a host: each function's driver and reservation, and who is in Viaduct's journal.
+    pub(crate) fn bindings(&self) -> Result<String> {
+        self.sh(
+            "cd /sys/bus/pci/devices; stat -c %N */driver; grep -H . */driver_override; \
+             grep -so '\"0000:[^\"]*\"' /run/viaduct/bindings.json; true",
+        )
+    }
+
+    /// Whether a NIC's host driver gets a lease through it. The interface is down afterwards: left up, it may become the host's
+    /// way out (by IPv6's own configuration), and then no guest may have it.
+    pub(crate) fn has_lease(&self, address: &str) -> Result<bool> {
+        let nic = format!("$(ls /sys/bus/pci/devices/{address}/net)");
+        let output = self.sh(&format!(
+            "nic={nic} && ip link set $nic up && busybox udhcpc -i $nic -nqf -t 8 -T 1 -s /bin/true 2>&1; \
+             ip link set $nic down"
+        ))?;
+        Ok(output.contains("lease of"))
+    }
+
     /// Takes a function from its driver and gives it to vfio-pci.
     pub(crate) fn bind_to_vfio(&self, address: &str) -> Result<()> {
         self.rebind(address, "vfio-pci")

@@ -28,6 +28,15 @@ impl Cards {
         )
     }
 
+    /// Two conventional PCI cards behind one bridge, and so in one IOMMU group with it: 05:01.0 and 05:02.0, on e1000.
+    pub(crate) fn with_shared_group(self) -> Self {
+        self.with(
+            "-device pcie-root-port,id=rp4,chassis=4,addr=05.0 \
+             -device pcie-pci-bridge,id=br0,bus=rp4 \
+             -device e1000,bus=br0,addr=01.0 -device e1000,bus=br0,addr=02.0",
+        )
+    }
+
     /// Adds QEMU arguments, separated by spaces.
     pub(crate) fn with(mut self, arguments: &str) -> Self {
         self.arguments
@@ -59,13 +68,24 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A host with the example card.
+    /// The host of most scenarios: the example card, and a group that two cards share.
+    pub(crate) fn example() -> Self {
+        Self::with_cards(Cards::sriov().with_shared_group())
+    }
+
+    /// A host with these cards.
     pub(crate) fn with_cards(cards: Cards) -> Self {
         Self {
             cards,
             iommu: true,
             memory_mib: 4096,
         }
+    }
+
+    /// The same with this much memory.
+    pub(crate) fn memory_mib(mut self, size: u32) -> Self {
+        self.memory_mib = size;
+        self
     }
 
     /// The same without its IOMMU.

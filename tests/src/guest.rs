@@ -30,12 +30,12 @@ pub(crate) enum Vmm {
 
 impl Vmm {
     /// The command line in L1, given the guest's kernel command line.
-    pub(crate) fn command(&self, cmdline: &str) -> String {
+    pub(crate) fn command(&self, kernel: &str, cmdline: &str) -> String {
         match self {
             Self::Viaduct(arguments) if arguments.starts_with("run") => {
                 let rest = arguments.trim_start_matches("run");
-                let kernel = format!("--kernel {KERNEL} --initrd {INITRD} --cmdline \"{cmdline}\"");
-                format!("viaduct run {kernel}{rest}")
+                let boot = format!("--kernel {kernel} --initrd {INITRD} --cmdline \"{cmdline}\"");
+                format!("viaduct run {boot}{rest}")
             }
             Self::Viaduct(arguments) => format!("viaduct {arguments}"),
             Self::Reference {
@@ -50,7 +50,7 @@ impl Vmm {
                 format!(
                     "qemu-system-x86_64 -M microvm,pcie=on,acpi=on,rtc=on -accel kvm -cpu host \
                      -smp {cpus} -m {memory} -nodefaults -no-user-config -no-reboot -display none \
-                     -serial stdio -kernel {KERNEL} -initrd {INITRD} -append \"{cmdline}\"{devices}"
+                     -serial stdio -kernel {kernel} -initrd {INITRD} -append \"{cmdline}\"{devices}"
                 )
             }
         }
@@ -62,8 +62,11 @@ impl Vmm {
 pub(crate) struct Plan<'a> {
     host: &'a Host,
     vmm: Vmm,
+    kernel: &'static str,
     script: Option<String>,
     words: String,
+    stdin: Option<&'static str>,
+    on_terminal: bool,
     limit: Duration,
     shown: bool,
 }
@@ -75,11 +78,20 @@ impl<'a> Plan<'a> {
         Self {
             host,
             vmm,
+            kernel: KERNEL,
             script: None,
             words,
+            stdin: None,
+            on_terminal: false,
             limit: Duration::from_secs(120),
             shown: false,
         }
+    }
+
+    /// Another kernel than the usual one.
+    pub(crate) fn kernel(mut self, path: &'static str) -> Self {
+        self.kernel = path;
+        self
     }
 
     /// What the guest's init runs. The guest powers off afterwards.
@@ -91,6 +103,19 @@ impl<'a> Plan<'a> {
     /// Further words of the guest's kernel command line.
     pub(crate) fn kernel_words(mut self, words: &str) -> Self {
         self.words = format!("{} {words}", self.words);
+        self
+    }
+
+    /// What the VMM has for its stdin instead of the lab's typing, as a redirection of bash's.
+    pub(crate) fn stdin(mut self, redirection: &'static str) -> Self {
+        self.stdin = Some(redirection);
+        self
+    }
+
+    /// The VMM runs on a terminal of its own, which is what is typed on. The terminal's settings are said before and after it,
+    /// each on a line with `settings`, then the VMM's exit status on one with `status`.
+    pub(crate) fn on_terminal(mut self) -> Self {
+        self.on_terminal = true;
         self
     }
 
@@ -118,7 +143,18 @@ impl<'a> Plan<'a> {
                 "{what}: its script is too long, shorten it"
             )));
         }
-        Ok(self.vmm.command(&cmdline))
+        Ok(self.vmm.command(self.kernel, &cmdline))
+    }
+
+    fn wrapped(&self, command: &str) -> String {
+        if self.on_terminal {
+            let stty = "echo settings $(stty -g)";
+            let whole = format!("{stty}; {command}; code=$?; {stty}; echo status $code");
+            return format!("exec script -qec {} /dev/null", quoted(&whole));
+        }
+        // exec: a signal to the job is one to the VMM, and its exit code is the VMM's.
+        let stdin = self.stdin.unwrap_or_default();
+        format!("exec {command} {stdin}")
     }
 
     /// Starts it.
@@ -127,8 +163,7 @@ impl<'a> Plan<'a> {
         let path = self.host.guest_log();
         let file = File::create(&path).doing(|| format!("making {}", path.display()))?;
         self.host.log("L1", &format!("$ {command}"));
-        // exec: a signal to the job is one to the VMM, and its exit code is the VMM's.
-        let job = self.host.job(&format!("exec {command}"), self.limit)?;
+        let job = self.host.job(&self.wrapped(&command), self.limit)?;
         let said = String::new();
         Ok(Guest {
             plan: self,
@@ -141,6 +176,11 @@ impl<'a> Plan<'a> {
             code: None,
         })
     }
+}
+
+/// A word for the shell, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// A guest that has been started. Killed when it is dropped before its end.
@@ -218,6 +258,12 @@ impl Guest<'_> {
         self.job.signal(u8::try_from(number).unwrap_or(0))
     }
 
+    /// Sends the VMM a signal and gives the exit status it ends with.
+    pub(crate) fn ended_by(mut self, number: i32) -> Result<i32> {
+        self.signal(number)?;
+        self.wait_for_end()
+    }
+
     /// Takes one event; false when `end` came first.
     fn turn(&mut self, end: Instant) -> Result<bool> {
         match self.job.next(end)? {
@@ -285,7 +331,10 @@ mod tests {
     fn viaduct_gets_kernel_and_command_line_before_the_scenarios_arguments() {
         let vmm = Vmm::Viaduct("run --cpus 2".into());
         let expected = "viaduct run --kernel /lab/l2/vmlinuz --initrd /lab/l2/initrd --cmdline \"a b\" --cpus 2";
-        assert_eq!(vmm.command("a b"), expected);
-        assert_eq!(Vmm::Viaduct("list".into()).command("a b"), "viaduct list");
+        assert_eq!(vmm.command(KERNEL, "a b"), expected);
+        assert_eq!(
+            Vmm::Viaduct("list".into()).command(KERNEL, "a b"),
+            "viaduct list"
+        );
     }
 }

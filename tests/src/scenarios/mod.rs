@@ -2,7 +2,13 @@
 //! want the same machine share its boot, one after the other; one that fails costs the next a fresh boot, so that what it
 //! left behind is nobody's trouble.
 
+mod boot;
+mod console;
+mod drivers;
+mod ending;
 mod reference;
+mod refusals;
+mod several;
 mod vf;
 
 use std::fs;
@@ -32,10 +38,19 @@ pub(crate) struct Scenario {
 
 /// All of them.
 fn all() -> Vec<Scenario> {
-    [reference::scenarios(), vf::scenarios()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        reference::scenarios(),
+        vf::scenarios(),
+        refusals::scenarios(),
+        drivers::scenarios(),
+        several::scenarios(),
+        ending::scenarios(),
+        console::scenarios(),
+        boot::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Fails the scenario unless `truth` holds.

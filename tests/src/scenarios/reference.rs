@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Scenario, expect};
-use crate::cards::{Cards, Machine};
+use crate::cards::Machine;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::qemu;
@@ -12,33 +12,29 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
             name: "the simulated host has KVM, an IOMMU and a card with two VFs",
-            machine: sriov,
+            machine: Machine::example,
             limit: Duration::from_secs(60),
             run: host_is_complete,
         },
         Scenario {
             name: "the simulated host runs on the runner's KVM where there is one",
-            machine: sriov,
+            machine: Machine::example,
             limit: Duration::from_secs(30),
             run: host_is_on_kvm,
         },
         Scenario {
             name: "a VF works in a guest of the reference QEMU",
-            machine: sriov,
+            machine: Machine::example,
             limit: Duration::from_secs(120),
             run: vf_under_reference,
         },
         Scenario {
             name: "a guest without a script gives a shell, and its VMM takes signals",
-            machine: sriov,
+            machine: Machine::example,
             limit: Duration::from_secs(120),
             run: shell_and_signal,
         },
     ]
-}
-
-fn sriov() -> Machine {
-    Machine::with_cards(Cards::sriov())
 }
 
 fn host_is_complete(l1: &Host) -> Result<()> {
