@@ -93,6 +93,7 @@ pub fn run(args: &RunArgs) -> Ended {
         limits::allow_locked(config.memory_bytes)?;
         limits::allow_open_files(BASE_DESCRIPTORS + USUAL_VECTORS * functions.len() as u64)?;
     }
+    host.load_vfio(&managed)?;
     for (arg, &function) in args.vfio.iter().zip(&functions) {
         // Through the PF's driver, and before the VF leaves its own.
         host.prepare_function(function, arg.mac.map(Mac))?;

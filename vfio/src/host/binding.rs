@@ -65,6 +65,7 @@ impl Host {
     pub fn take(&self, devices: &[Bdf], options: &BindOptions) -> Result<Taken, BindingError> {
         let devices = unique(devices);
         self.check_take(&devices, options)?;
+        self.load_vfio(&devices)?;
         let owner = self.this_process(options.guest.clone());
         let displaced = self.displace_all(&devices, Some(&owner))?;
         Ok(Taken {
@@ -79,6 +80,7 @@ impl Host {
         for &device in &devices {
             self.check_one(device, options)?;
         }
+        self.load_vfio(&devices)?;
         self.displace_all(&devices, None).map(drop)
     }
 
@@ -87,7 +89,11 @@ impl Host {
         let steps = unique(devices)
             .into_iter()
             .flat_map(|d| self.steps_to_vfio(d));
-        steps.map(|step| step.to_string()).collect()
+        let mut commands: Vec<String> = steps.map(|step| step.to_string()).collect();
+        if !commands.is_empty() && !self.has_vfio() {
+            commands.insert(0, format!("modprobe {VFIO_PCI}"));
+        }
+        commands
     }
 
     /// Gives devices back to the driver they had before we bound them, or to `driver`, or, where neither is known, to whichever

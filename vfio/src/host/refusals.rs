@@ -70,7 +70,7 @@ fn pids(holders: &[Holder]) -> String {
 }
 
 impl Host {
-    /// What [`Host::take`] checks before it changes anything. Loads the driver's module.
+    /// What [`Host::take`] checks before it changes anything.
     pub fn check_take(&self, devices: &[Bdf], options: &BindOptions) -> Result<(), BindingError> {
         for &device in devices {
             self.check_one(device, options)?;
@@ -92,7 +92,7 @@ impl Host {
         if !options.force {
             self.refuse_if_dangerous(&facts)?;
         }
-        self.ensure_vfio(device)
+        Ok(())
     }
 
     pub(super) fn refuse_if_dangerous(&self, device: &Device) -> Result<(), BindingError> {
@@ -104,15 +104,21 @@ impl Host {
         Err(BindingError::Danger { device, dangers })
     }
 
-    /// vfio-pci is there, or comes when called.
-    fn ensure_vfio(&self, device: Bdf) -> Result<(), BindingError> {
-        if self.driver_dir(VFIO_PCI).exists() {
+    /// Whether vfio-pci is there; [`Host::load_vfio`] can call it.
+    pub(super) fn has_vfio(&self) -> bool {
+        self.driver_dir(VFIO_PCI).exists()
+    }
+
+    /// Has the kernel load vfio-pci, if one of `devices` needs it and it is not there.
+    pub fn load_vfio(&self, devices: &[Bdf]) -> Result<(), BindingError> {
+        let elsewhere = |device: &&Bdf| !self.driver_of(**device).as_deref().is_some_and(is_vfio);
+        let Some(&device) = devices.iter().find(elsewhere).filter(|_| !self.has_vfio()) else {
             return Ok(());
-        }
+        };
         // The container's backend is a module of its own, which only some module loaders bring along. vfio-pci is what counts.
         let _may_be_built_in = self.changes.load_module("vfio_iommu_type1");
         let said = match self.changes.load_module(VFIO_PCI) {
-            Ok(()) if self.driver_dir(VFIO_PCI).exists() => return Ok(()),
+            Ok(()) if self.has_vfio() => return Ok(()),
             Ok(()) => "the module is loaded but has not registered".into(),
             Err(error) => error.to_string(),
         };

@@ -490,6 +490,21 @@ fn modules_are_loaded_when_they_are_on_the_disk_and_asked_for_when_not() {
 }
 
 #[test]
+fn looking_at_what_would_be_done_loads_no_module_and_says_that_one_is_needed() {
+    let fixture = Fixture::new();
+    let device = fixture.add(function("03:10.3"));
+    let driver = fixture.path("sys/bus/pci/drivers/vfio-pci");
+    fs::remove_dir(&driver).unwrap();
+    fixture.file("sys/modules/vfio-pci", "");
+    let host = fixture.host();
+    host.check_take(&[device], &options()).unwrap();
+    assert_eq!(host.plan(&[device])[0], "modprobe vfio-pci");
+    assert!(!driver.exists());
+    host.load_vfio(&[device]).unwrap();
+    assert!(driver.exists());
+}
+
+#[test]
 fn the_plan_is_what_someone_would_type_and_changes_nothing() {
     let fixture = Fixture::new();
     let device = fixture.add(function("03:10.3"));
