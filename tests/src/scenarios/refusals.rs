@@ -109,7 +109,7 @@ const WRONG_ARGUMENTS: &[(&str, i32, &[&str])] = &[
     ("--vfio 03:10.3 --cpus 1000", 2, &["1..=254"]),
 ];
 
-/// The same for kernels.
+/// The same for kernels, and initial file systems after them.
 const WRONG_KERNELS: &[(&str, i32, &[&str])] = &[
     (
         "/nonesuch",
@@ -125,6 +125,16 @@ const WRONG_KERNELS: &[(&str, i32, &[&str])] = &[
         "/usr/share/misc/pci.ids",
         1,
         &["not a Linux kernel", "give a bzImage"],
+    ),
+    (
+        "/lab/l2/vmlinuz --initrd /nonesuch",
+        1,
+        &["--initrd /nonesuch: No such file", "check the path"],
+    ),
+    (
+        "/lab/l2/vmlinuz --initrd /lab",
+        1,
+        &["--initrd /lab: is not a regular file"],
     ),
 ];
 
