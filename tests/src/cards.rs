@@ -56,13 +56,24 @@ impl Cards {
     }
 }
 
+/// What of an IOMMU a host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Iommu {
+    /// One that the kernel uses, with interrupt remapping.
+    On,
+    /// One that the kernel was told to leave alone.
+    Unused,
+    /// None.
+    Absent,
+}
+
 /// How the machine is set up besides its cards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Machine {
     /// What is plugged in.
     pub(crate) cards: Cards,
-    /// With an IOMMU, as lab.md has it; without, the host that `viaduct` must refuse to work on.
-    pub(crate) iommu: bool,
+    /// Without one in use it is a host that `viaduct` must refuse to work on.
+    pub(crate) iommu: Iommu,
     /// L1's memory.
     pub(crate) memory_mib: u32,
 }
@@ -77,7 +88,7 @@ impl Machine {
     pub(crate) fn with_cards(cards: Cards) -> Self {
         Self {
             cards,
-            iommu: true,
+            iommu: Iommu::On,
             memory_mib: 4096,
         }
     }
@@ -88,9 +99,9 @@ impl Machine {
         self
     }
 
-    /// The same without its IOMMU.
-    pub(crate) fn without_iommu(mut self) -> Self {
-        self.iommu = false;
+    /// The same with this of an IOMMU.
+    pub(crate) fn iommu(mut self, iommu: Iommu) -> Self {
+        self.iommu = iommu;
         self
     }
 }

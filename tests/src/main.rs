@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 
 use agent::Event;
-use cards::{Cards, Machine};
+use cards::{Cards, Iommu, Machine};
 use error::{Doing, Result};
 use host::Host;
 use image::Image;
@@ -99,7 +99,7 @@ impl Options {
             .fold(Cards::sriov(), |cards, more| cards.with(more));
         let machine = Machine::with_cards(cards.with_all(appended));
         if self.no_iommu {
-            machine.without_iommu()
+            machine.iommu(Iommu::Absent)
         } else {
             machine
         }

@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::process::Command;
 
 use crate::agent;
-use crate::cards::{Machine, Places};
+use crate::cards::{Iommu, Machine, Places};
 use crate::image::Image;
 
 /// Whether this machine can run L1 on real virtualisation, with KVM inside it. That /dev/kvm opens is not enough: without vmx
@@ -87,7 +87,7 @@ fn processor(machine: &Machine) -> Vec<String> {
         ("tcg,thread=multi", "max")
     };
     let mut words = vec!["-M", board, "-accel", engine, "-cpu", cpu];
-    if machine.iommu {
+    if machine.iommu != Iommu::Absent {
         words.extend(["-device", "intel-iommu,intremap=on,aw-bits=48"]);
     }
     words.into_iter().map(str::to_owned).collect()
@@ -96,9 +96,12 @@ fn processor(machine: &Machine) -> Vec<String> {
 fn kernel_words(machine: &Machine) -> String {
     // no_timer_check: without it one boot in four panics over the timer behind the remapped IOAPIC.
     let mut words = String::from("console=ttyS0 panic=-1 no_timer_check mitigations=off quiet");
-    if machine.iommu {
-        words.push_str(" intel_iommu=on iommu=nopt");
-    }
+    words.push_str(match machine.iommu {
+        Iommu::On => " intel_iommu=on iommu=nopt",
+        // Said aloud: some kernels are built to use it by default.
+        Iommu::Unused => " intel_iommu=off",
+        Iommu::Absent => "",
+    });
     words
 }
 

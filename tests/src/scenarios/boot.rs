@@ -29,6 +29,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             run: many_processors,
         },
         Scenario {
+            name: "a guest has as many processors as can be named, 254",
+            machine: Machine::example,
+            limit: Duration::from_secs(180),
+            run: all_processors,
+        },
+        Scenario {
             name: "memory reaches above the 32-bit hole, and a VF's rings and buffers are there",
             machine: || Machine::with_cards(Cards::sriov()).memory_mib(7168),
             limit: Duration::from_secs(180),
@@ -74,6 +80,19 @@ fn four_processors(l1: &Host) -> Result<()> {
         expect(!said.contains(wrong), &format!("nothing of {wrong}"))?;
     }
     Ok(())
+}
+
+fn all_processors(l1: &Host) -> Result<()> {
+    let guest = l1
+        .viaduct("run --cpus 254 --memory 512M")
+        // All are described and made; starting them one after the other would take the emulator minutes.
+        .kernel_words("maxcpus=2")
+        .script("dmesg | grep 'CPU topo: Allowing'; echo nproc $(nproc)")
+        .deadline_s(170)
+        .start()?;
+    let said = guest.succeeds()?;
+    expect(said.contains("Allowing 254 present CPUs"), "there are 254")?;
+    expect(said.contains("nproc 2"), "those that are started run")
 }
 
 fn many_processors(l1: &Host) -> Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::vf::SECOND;
 use super::{Scenario, expect};
-use crate::cards::Machine;
+use crate::cards::{Iommu, Machine};
 use crate::error::Result;
 use crate::host::Host;
 
@@ -30,9 +30,20 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "without an IOMMU viaduct says what is missing and changes nothing",
-            machine: || Machine::example().without_iommu(),
+            machine: || Machine::example().iommu(Iommu::Absent),
             limit: Duration::from_secs(60),
-            run: no_iommu,
+            run: |l1| no_iommu(l1, &["turn on '", "firmware's set-up"]),
+        },
+        Scenario {
+            name: "with an IOMMU that the kernel does not use viaduct says which word turns it on",
+            machine: || Machine::example().iommu(Iommu::Unused),
+            limit: Duration::from_secs(60),
+            run: |l1| {
+                no_iommu(
+                    l1,
+                    &["does not use it", "boot with intel_iommu=on", "update-grub"],
+                )
+            },
         },
     ]
 }
@@ -192,10 +203,10 @@ fn locked_memory(l1: &Host) -> Result<()> {
     expect(l1.bindings()? == before, "nothing is changed on the host")
 }
 
-fn no_iommu(l1: &Host) -> Result<()> {
+fn no_iommu(l1: &Host, advice: &[&str]) -> Result<()> {
     let before = l1.bindings()?;
     let run = format!("viaduct run {GOOD} --vfio 03:10.3");
-    refused(l1, &run, 1, &["no IOMMU", "turn on '", "firmware's set-up"])?;
+    refused(l1, &run, 1, &[&["no IOMMU"], advice].concat())?;
     expect(
         l1.driver(SECOND)?.as_deref() == Some("igbvf"),
         "the VF is still on igbvf",
