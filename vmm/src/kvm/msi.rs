@@ -109,29 +109,36 @@ impl MsiVectors for Vectors {
     }
 
     fn route(&self, changes: &[(usize, Option<MsiMessage>)]) -> io::Result<()> {
-        // Off before the route changes, on after it (the order of vfio-notes 14): never an interrupt over a stale route. The
-        // route of a masked vector stays in the table, where it costs nothing, so that mask and unmask are one ioctl each.
+        // Off before the route changes, on after it: never an interrupt over a stale route. The route of a masked vector stays in
+        // the table, where it costs nothing, so that mask and unmask are one ioctl each. One vector's failure is not another's: all
+        // are tried, and the first error is told.
+        let mut failed = None;
+        let mut note = |error: io::Error| {
+            failed.get_or_insert(error);
+        };
         for &(vector, message) in changes {
             if message.is_none()
                 && let Some(vector) = self.vectors.get(vector).and_then(OnceLock::get)
             {
-                vector.detach(&self.routes)?;
+                vector.detach(&self.routes).unwrap_or_else(&mut note);
             }
         }
         let mut routed = Vec::new();
         for &(vector, message) in changes {
-            if let Some(message) = message {
-                routed.push((self.get(vector)?, message));
+            let Some(message) = message else { continue };
+            match self.get(vector) {
+                Ok(vector) => routed.push((vector, message)),
+                Err(error) => note(error),
             }
         }
-        self.routes.set(
-            routed
-                .iter()
-                .map(|(vector, message)| (vector.gsi, *message)),
-        )?;
-        routed
+        let messages = routed
             .iter()
-            .try_for_each(|(vector, _)| vector.attach(&self.routes))
+            .map(|(vector, message)| (vector.gsi, *message));
+        self.routes.set(messages)?;
+        for (vector, _) in &routed {
+            vector.attach(&self.routes).unwrap_or_else(&mut note);
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     fn is_latched(&self, vector: usize) -> bool {

@@ -171,6 +171,19 @@ fn masking_one_vector_leaves_the_others_routed() {
 }
 
 #[test]
+fn one_vector_that_fails_leaves_the_others_of_its_batch_routed() {
+    let Some((guest, routes)) = interruptible() else {
+        return;
+    };
+    let vectors = Vectors::new(routes, 1);
+    let changes = [(7, Some(message(1))), (0, Some(message(0)))];
+    let error = vectors.route(&changes).unwrap_err();
+    assert!(error.to_string().contains("vector 7"), "{error}");
+    assert!(vectors.get(0).unwrap().is_attached());
+    drop(guest);
+}
+
+#[test]
 fn a_vector_follows_its_message_without_being_masked() {
     let Some((mut guest, routes)) = interruptible() else {
         return;
