@@ -39,9 +39,14 @@ enum RunError {
     #[error("--stats {}\n  name a file that can be written", path.display())]
     Stats { path: PathBuf, source: io::Error },
     #[error(
-        "{what} of memory are more than this host has ({has} MiB)\n  give the guest less:  --memory {fits}M"
+        "{mib} MiB of memory are more than this host {has} ({has_mib} MiB)\n  give the guest less:  --memory {fits_mib}M"
     )]
-    TooMuchMemory { what: String, has: u64, fits: u64 },
+    TooMuchMemory {
+        mib: u64,
+        has: &'static str,
+        has_mib: u64,
+        fits_mib: u64,
+    },
     #[error(
         "slot {slot} is asked for twice\n  give each --vfio an addr= of its own, or leave it out"
     )]
@@ -64,8 +69,8 @@ enum RunError {
 pub fn run(args: &RunArgs) -> Ended {
     let host = Host::new();
     let assigned = assign_slots(&host, &args.vfio)?;
-    check_memory(args.memory.size_bytes)?;
     let config = config(args, &assigned);
+    check_memory(&config)?;
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
     let blueprint = Blueprint::draw(config.clone())?;
@@ -221,35 +226,44 @@ fn first_free(taken: &[Slot]) -> Option<Slot> {
     })
 }
 
-/// The kernel overcommits: without a look at what there is, the guest would start and the host run out.
-fn check_memory(wanted: u64) -> Result<(), RunError> {
-    let Some(has) = total_memory_kib() else {
-        return Ok(());
-    };
-    let has_bytes = has.saturating_mul(1024);
-    if wanted <= has_bytes {
+/// Whether the host can give `config` its memory. The kernel overcommits: it would not refuse, but run out and kill somebody, us
+/// with devices in hand if need be. Pages from a pool are counted where they are reserved (`Ram::reserve`).
+fn check_memory(config: &Config) -> Result<(), RunError> {
+    if config.pages.pool_page().is_some() {
         return Ok(());
     }
-    let what = format!("{} MiB", wanted >> 20);
-    Err(RunError::TooMuchMemory {
-        what,
-        has: has_bytes >> 20,
-        fits: (has_bytes / 2) >> 21 << 1,
-    })
+    // No figures, no verdict.
+    let Ok(meminfo) = fs::read_to_string("/proc/meminfo") else {
+        return Ok(());
+    };
+    enough_memory(&meminfo, config.memory_bytes, config.prefault)
 }
 
-/// RAM and swap of this host, from /proc/meminfo (proc(5)).
-fn total_memory_kib() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
+/// What is populated, and for devices pinned, has to be there now; the rest may yet be swapped out. From /proc/meminfo (proc(5)).
+fn enough_memory(meminfo: &str, wanted: u64, populated: bool) -> Result<(), RunError> {
     let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim_start_matches(':')
             .split_whitespace()
             .next()?
             .parse::<u64>()
             .ok()
     };
-    field("MemTotal").map(|ram| ram + field("SwapTotal").unwrap_or(0))
+    let swap = field("SwapTotal").unwrap_or(0);
+    let (kib, has) = if populated {
+        (field("MemAvailable"), "has free")
+    } else {
+        (field("MemTotal").map(|ram| ram + swap), "has")
+    };
+    match kib.map(|kib| kib.saturating_mul(1024)) {
+        Some(bytes) if wanted > bytes => Err(RunError::TooMuchMemory {
+            mib: wanted >> 20,
+            has,
+            has_mib: bytes >> 20,
+            fits_mib: (bytes / 2) >> 21 << 1,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What would happen, for `--dry-run`.
@@ -269,5 +283,25 @@ fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
     }
     for step in host.plan(managed) {
         println!("host: {step}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_devices_pin_has_to_be_free_and_other_memory_only_there() {
+        let meminfo = "MemTotal: 4194304 kB\nMemFree: 1 kB\nMemAvailable: 2097152 kB\nSwapTotal: 1048576 kB\n";
+        let gib = 1 << 30;
+        assert!(enough_memory(meminfo, 5 * gib, false).is_ok());
+        assert!(enough_memory(meminfo, 5 * gib + 1, false).is_err());
+        assert!(enough_memory(meminfo, 2 * gib, true).is_ok());
+        let error = enough_memory(meminfo, 3 * gib, true).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "3072 MiB of memory are more than this host has free (2048 MiB)\n  give the guest less:  --memory 1024M"
+        );
+        assert!(enough_memory("", u64::MAX, true).is_ok());
     }
 }
