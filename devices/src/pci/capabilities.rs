@@ -80,17 +80,8 @@ pub fn find_extended(config: &[u8], id: u16) -> Option<usize> {
 /// Unlinks the capabilities that `hidden` names and clears their bytes. Answers with what was cleared, so that the same bytes can be
 /// kept from the device.
 pub fn hide(config: &mut [u8], hidden: impl Fn(Capability) -> bool) -> Vec<Range<usize>> {
-    let all: Vec<_> = standard(config).collect();
-    let (gone, kept): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|&capability| hidden(capability));
-    let kept: Vec<_> = kept
-        .into_iter()
-        .map(|capability| capability.offset)
-        .collect();
-    let gone: Vec<_> = gone
-        .into_iter()
-        .map(|capability| capability.offset)
-        .collect();
+    let all = standard(config).map(|c| (c.offset, hidden(c)));
+    let (gone, kept) = divide(all);
     if gone.is_empty() {
         return Vec::new();
     }
@@ -112,16 +103,8 @@ pub fn hide_extended(
     config: &mut [u8],
     hidden: impl Fn(ExtendedCapability) -> bool,
 ) -> Vec<Range<usize>> {
-    let all: Vec<_> = extended_headers(config).collect();
-    let (gone, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|&c| c.id != 0 && hidden(c));
-    let kept: Vec<_> = kept
-        .into_iter()
-        .map(|capability| capability.offset)
-        .collect();
-    let gone: Vec<_> = gone
-        .into_iter()
-        .map(|capability| capability.offset)
-        .collect();
+    let all = extended_headers(config).map(|c| (c.offset, c.id != 0 && hidden(c)));
+    let (gone, kept) = divide(all);
     if gone.is_empty() {
         return Vec::new();
     }
@@ -140,6 +123,15 @@ pub fn hide_extended(
         set_next(config, link, target);
     }
     cleared
+}
+
+/// The offsets of capabilities that are hidden, and of the others, each in the order of the list.
+fn divide(capabilities: impl Iterator<Item = (usize, bool)>) -> (Vec<usize>, Vec<usize>) {
+    let (mut gone, mut kept) = (Vec::new(), Vec::new());
+    for (offset, is_hidden) in capabilities {
+        if is_hidden { &mut gone } else { &mut kept }.push(offset);
+    }
+    (gone, kept)
 }
 
 /// Clears each capability of `gone`. One whose length is not known ends where the next that we know of starts.

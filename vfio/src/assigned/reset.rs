@@ -1,4 +1,5 @@
-//! Reset: at the start, when the guest reboots, when it resets the function, and the quiet end.
+//! Reset: when the guest reboots and when it resets the function; and the quiet that the start and the end want. At the start the
+//! kernel has reset the device by opening it.
 
 use super::function::State;
 use crate::kernel::HostFunction;
