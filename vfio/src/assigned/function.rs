@@ -6,7 +6,7 @@ use devices::{
     bus::Action,
     interrupt::MsiSource,
     pci::{
-        Bdf, Function,
+        Function,
         bar::{BarSpec, Bars, Decoded},
         space::{PciSpace, Placements},
     },
@@ -17,17 +17,23 @@ use super::{
     config::{Config, Write},
     failures::Failures,
     interrupts::Interrupts,
+    options::Options,
     probe::{AssignError, Probed},
     reset,
     trap::Counters,
 };
-use crate::kernel::{HostFunction, Iommu};
+use crate::{
+    Assignable,
+    kernel::{HostFunction, Iommu},
+};
 
-/// How a function is assigned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
-    /// Lets the guest reach BARs without an exit where possible (`mmap=off` does not).
-    pub mmap: bool,
+/// What of the machine a function is connected to.
+#[derive(Clone, Copy)]
+pub struct Wiring<'a> {
+    /// Where its BARs go.
+    pub space: &'a PciSpace,
+    /// Where its message-signalled interrupts go.
+    pub msi: &'a dyn MsiSource,
 }
 
 /// What a function cost, for `--stats`.
@@ -43,7 +49,7 @@ pub struct FunctionStats {
 ///
 /// Holds the device and, through it, the IOMMU. Dropping it takes it off the bus and stops it.
 pub struct AssignedFunction {
-    name: Bdf,
+    name: Assignable,
     // Before `host`: what is placed refers to the device.
     state: Mutex<State>,
     counters: [Arc<Counters>; bars::BARS],
@@ -52,7 +58,7 @@ pub struct AssignedFunction {
 
 /// What the guest can change.
 pub(super) struct State {
-    pub(super) name: Bdf,
+    pub(super) name: Assignable,
     pub(super) config: Config,
     // No copy of BAR addresses anywhere else: these registers say what is where.
     pub(super) bars: Bars,
@@ -67,26 +73,24 @@ impl AssignedFunction {
     /// To be called before RAM is mapped for DMA: opening is what stops a DMA engine that the last driver left running.
     pub fn open(
         iommu: &Arc<Iommu>,
-        function: Bdf,
-        options: Options,
-        space: PciSpace,
-        msi: &dyn MsiSource,
+        name: &Assignable,
+        options: &Options,
+        wiring: Wiring<'_>,
     ) -> Result<Arc<Self>, AssignError> {
-        let host = Arc::new(iommu.device(function)?);
-        Self::new(host, function, options, space, msi)
+        let host = Arc::new(iommu.device(name)?);
+        Self::new(host, name, options, wiring)
     }
 
     /// Assigns a device that is open, whatever it is behind.
     pub fn new(
         host: Arc<dyn HostFunction>,
-        name: Bdf,
-        options: Options,
-        space: PciSpace,
-        source: &dyn MsiSource,
+        name: &Assignable,
+        options: &Options,
+        wiring: Wiring<'_>,
     ) -> Result<Arc<Self>, AssignError> {
         let probed = Probed::new(&*host, name)?;
         let bars = Bars::new(&probed.specs).map_err(|source| AssignError::Bars {
-            function: name,
+            function: name.clone(),
             source,
         })?;
         let config = Config::new(
@@ -96,18 +100,18 @@ impl AssignedFunction {
             probed.msi,
             probed.msix,
         );
-        let interrupts = probed.interrupts(host.clone(), &config, source);
+        let interrupts = probed.interrupts(host.clone(), &config, wiring.msi);
         let interrupts = Arc::new(interrupts.map_err(|source| AssignError::Interrupts {
-            function: name,
+            function: name.clone(),
             source,
         })?);
         let counters: [Arc<Counters>; bars::BARS] = Default::default();
         let regions = probed.place(&host, &interrupts, &counters, options.mmap);
         let mut state = State {
-            name,
+            name: name.clone(),
             config,
             bars,
-            placements: Placements::new(space, regions),
+            placements: Placements::new(wiring.space.clone(), regions),
             interrupts,
             failed_resets: Failures::default(),
         };
@@ -118,7 +122,7 @@ impl AssignedFunction {
         // it could is what `can_reset` says), and a second would cost another 100 ms for each function.
         reset::stop(&mut state);
         Ok(Arc::new(Self {
-            name,
+            name: name.clone(),
             state: Mutex::new(state),
             counters,
             host,
@@ -126,8 +130,8 @@ impl AssignedFunction {
     }
 
     /// Its name on the host.
-    pub fn name(&self) -> Bdf {
-        self.name
+    pub fn name(&self) -> &Assignable {
+        &self.name
     }
 
     /// What it cost until now.

@@ -17,11 +17,13 @@ mod failures;
 mod fake;
 mod function;
 mod interrupts;
+mod options;
 mod probe;
 mod reset;
 #[cfg(test)]
 mod tests;
 mod trap;
 
-pub use function::{AssignedFunction, FunctionStats, Options};
+pub use function::{AssignedFunction, FunctionStats, Wiring};
+pub use options::{MsixTable, Options, Rom};
 pub use probe::AssignError;

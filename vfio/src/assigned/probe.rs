@@ -5,7 +5,6 @@ use std::{io, sync::Arc};
 use devices::{
     interrupt::MsiSource,
     pci::{
-        Bdf,
         bar::{BarError, BarSpec, REGISTERS},
         capabilities::find,
         msi::{Msi, MsiLayout},
@@ -21,7 +20,10 @@ use super::{
     interrupts::{At, Interrupts},
     trap::{BarTrap, Counters},
 };
-use crate::kernel::{HostFunction, IommuDeviceError, IrqIndex, RegionIndex, RegionInfo};
+use crate::{
+    Assignable,
+    kernel::{HostFunction, IommuDeviceError, IrqIndex, RegionIndex, RegionInfo},
+};
 
 /// A host function cannot be assigned.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +37,7 @@ pub enum AssignError {
     )]
     Read {
         /// Its name on the host.
-        function: Bdf,
+        function: Assignable,
         /// What was asked for.
         what: &'static str,
         /// Why not.
@@ -48,7 +50,7 @@ pub enum AssignError {
     )]
     NotAnEndpoint {
         /// Its name on the host.
-        function: Bdf,
+        function: Assignable,
         /// What it says it is.
         header_type: u8,
     },
@@ -58,7 +60,7 @@ pub enum AssignError {
     )]
     Bars {
         /// Its name on the host.
-        function: Bdf,
+        function: Assignable,
         /// Which, and why not.
         source: BarError,
     },
@@ -68,7 +70,7 @@ pub enum AssignError {
     )]
     Interrupts {
         /// Its name on the host.
-        function: Bdf,
+        function: Assignable,
         /// Why not.
         source: io::Error,
     },
@@ -85,10 +87,10 @@ pub(super) struct Probed {
 }
 
 impl Probed {
-    pub(super) fn new(host: &dyn HostFunction, function: Bdf) -> Result<Self, AssignError> {
+    pub(super) fn new(host: &dyn HostFunction, function: &Assignable) -> Result<Self, AssignError> {
         let failed = |what| {
             move |source| AssignError::Read {
-                function,
+                function: function.clone(),
                 what,
                 source,
             }
@@ -99,7 +101,7 @@ impl Probed {
         let header_type = image[HEADER_TYPE] & !HEADER_MULTIFUNCTION;
         if header_type != 0 {
             return Err(AssignError::NotAnEndpoint {
-                function,
+                function: function.clone(),
                 header_type,
             });
         }

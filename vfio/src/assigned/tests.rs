@@ -9,16 +9,17 @@ use devices::{
     bus::Bus,
     mapping::{HostMapping, Memslots},
     pci::{
-        Bdf, Function,
+        Function,
         bar::{BarKind, BarSpec},
         space::{PciSpace, Windows},
     },
 };
 
 use super::{
-    AssignError, AssignedFunction, Options,
+    AssignError, AssignedFunction, Options, Wiring,
     fake::{FakeHost, FakeSource, Log},
 };
+use crate::Assignable;
 
 const CONFIG: u32 = 7;
 const COMMAND: u16 = 0x04;
@@ -75,8 +76,8 @@ fn card() -> FakeHost {
         .with_region(CONFIG, config(), false)
 }
 
-fn name() -> Bdf {
-    "03:10.3".parse().unwrap()
+fn name() -> Assignable {
+    Assignable::Function("03:10.3".parse().unwrap())
 }
 
 struct Guest {
@@ -99,8 +100,11 @@ impl Guest {
                 memory64: 0..0,
             },
         };
-        let options = Options { mmap: true };
-        let function = AssignedFunction::new(host.clone(), name(), options, space, &source)?;
+        let wiring = Wiring {
+            space: &space,
+            msi: &source,
+        };
+        let function = AssignedFunction::new(host.clone(), &name(), &Options::default(), wiring)?;
         function.assign_bar(0, BAR0);
         function.assign_bar(3, BAR3);
         Ok(Self {

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use devices::{mapping::HostMapping, pci::Bdf};
+use devices::mapping::HostMapping;
 use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET};
 
 use super::{
@@ -21,15 +21,19 @@ use super::{
     mapping::RegionMapping,
     region::{Area, RegionIndex, RegionInfo},
 };
+use crate::Assignable;
 
 /// A device cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The kernel does not give it out: ENODEV where it is not bound to vfio-pci, EAGAIN where it is locked.
-    #[error("{function}: cannot be opened through VFIO\n  {}", open_advice(*function, source))]
+    #[error(
+        "{function}: cannot be opened through VFIO\n  {}",
+        open_advice(function, source)
+    )]
     Open {
         /// Its name on the host.
-        function: Bdf,
+        function: Assignable,
         /// Why not.
         source: io::Error,
     },
@@ -39,7 +43,7 @@ pub enum DeviceError {
     )]
     Info {
         /// Its name on the host.
-        function: Bdf,
+        function: Assignable,
         /// Why not.
         source: io::Error,
     },
@@ -49,11 +53,11 @@ pub enum DeviceError {
     )]
     NotPci {
         /// Its name on the host.
-        function: Bdf,
+        function: Assignable,
     },
 }
 
-fn open_advice(function: Bdf, error: &io::Error) -> String {
+fn open_advice(function: &Assignable, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENODEV) => format!("bind it to vfio-pci first:  viaduct bind {function}"),
         _ => "see whether the kernel said why:  dmesg | tail".to_owned(),
@@ -72,13 +76,23 @@ impl Device {
     /// `offsetof(struct vfio_device_info, …)`: argsz 0, flags 4, num_regions 8, num_irqs 12, cap_offset 16.
     const FIXED_BYTES: usize = 20;
 
-    pub(super) fn new(fd: OwnedFd, function: Bdf, iommu: Arc<Iommu>) -> Result<Self, DeviceError> {
+    pub(super) fn new(
+        fd: OwnedFd,
+        function: &Assignable,
+        iommu: Arc<Iommu>,
+    ) -> Result<Self, DeviceError> {
         let request = Request::DEVICE_GET_INFO;
-        let info = Info::fetch(fd.as_fd(), request, Self::FIXED_BYTES, None)
-            .map_err(|source| DeviceError::Info { function, source })?;
+        let info = Info::fetch(fd.as_fd(), request, Self::FIXED_BYTES, None).map_err(|source| {
+            DeviceError::Info {
+                function: function.clone(),
+                source,
+            }
+        })?;
         let flags = info.u32_at(4);
         if flags & VFIO_DEVICE_FLAGS_PCI == 0 {
-            return Err(DeviceError::NotPci { function });
+            return Err(DeviceError::NotPci {
+                function: function.clone(),
+            });
         }
         Ok(Self {
             file: fd.into(),

@@ -8,10 +8,10 @@ use std::{
     path::PathBuf,
 };
 
-use devices::pci::Bdf;
 use vfio_bindings::bindings::vfio::{VFIO_GROUP_FLAGS_VIABLE, vfio_group_status};
 
 use super::ioctl::{self, Request};
+use crate::Assignable;
 
 /// A group cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum GroupError {
     )]
     None {
         /// Whose group was looked for.
-        function: Bdf,
+        function: Assignable,
         /// Why its link in sysfs could not be read.
         source: io::Error,
     },
@@ -82,15 +82,15 @@ pub(super) struct Group {
 }
 
 /// The number of the group that `function` is in.
-pub(super) fn number_of(function: Bdf) -> Result<u32, GroupError> {
-    let link = format!("/sys/bus/pci/devices/{function}/iommu_group");
-    let target = fs::read_link(link).map_err(|source| GroupError::None { function, source })?;
-    let name = target.file_name().and_then(|name| name.to_str());
+pub(super) fn number_of(function: &Assignable) -> Result<u32, GroupError> {
+    let none = |source| GroupError::None {
+        function: function.clone(),
+        source,
+    };
+    let link = fs::read_link(function.sysfs().join("iommu_group")).map_err(none)?;
+    let name = link.file_name().and_then(|name| name.to_str());
     name.and_then(|name| name.parse().ok())
-        .ok_or_else(|| GroupError::None {
-            function,
-            source: io::ErrorKind::InvalidData.into(),
-        })
+        .ok_or_else(|| none(io::ErrorKind::InvalidData.into()))
 }
 
 impl Group {
@@ -131,7 +131,7 @@ impl Group {
     }
 
     /// Opens a function of the group by its name in sysfs.
-    pub(super) fn device(&self, function: Bdf) -> io::Result<OwnedFd> {
+    pub(super) fn device(&self, function: &Assignable) -> io::Result<OwnedFd> {
         let name = CString::new(function.to_string())?;
         ioctl::get_device_fd(&self.file, &name)
     }
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_function_that_is_not_there_has_no_group() {
-        let function = "ffff:ff:1f.7".parse().unwrap();
-        assert!(matches!(number_of(function), Err(GroupError::None { .. })));
+        let function = Assignable::Function("ffff:ff:1f.7".parse().unwrap());
+        assert!(matches!(number_of(&function), Err(GroupError::None { .. })));
     }
 }

@@ -10,13 +10,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use devices::{mapping::HostMapping, pci::Bdf};
+use devices::mapping::HostMapping;
 
 use super::{
     container::{Container, ContainerError, IommuInfo, IovaRange},
     device::{Device, DeviceError},
     group::{self, Group, GroupError},
 };
+use crate::Assignable;
 
 /// The IOMMU cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -79,10 +80,10 @@ pub struct Iommu {
 
 impl Iommu {
     /// Opens the groups of `functions` (at least one) and puts them in an address space of their own.
-    pub fn open(functions: &[Bdf]) -> Result<Arc<Self>, IommuError> {
+    pub fn open(functions: &[Assignable]) -> Result<Arc<Self>, IommuError> {
         let container = Container::open()?;
         let groups = Mutex::default();
-        for &function in functions {
+        for function in functions {
             join(&mut lock(&groups), &container, function)?;
         }
         container.set_iommu()?;
@@ -122,7 +123,7 @@ impl Iommu {
     }
 
     /// Opens a function; its group joins if it is not here yet (hot-plug). Its DMA is stopped, and it is reset if it can be.
-    pub fn device(self: &Arc<Self>, function: Bdf) -> Result<Device, IommuDeviceError> {
+    pub fn device(self: &Arc<Self>, function: &Assignable) -> Result<Device, IommuDeviceError> {
         let mut groups = lock(&self.groups);
         let number = join(&mut groups, &self.container, function)?;
         let group = groups.iter().find(|group| group.number() == number);
@@ -130,13 +131,20 @@ impl Iommu {
             Some(group) => group.device(function),
             None => Err(io::ErrorKind::NotFound.into()),
         };
-        let fd = fd.map_err(|source| DeviceError::Open { function, source })?;
+        let fd = fd.map_err(|source| DeviceError::Open {
+            function: function.clone(),
+            source,
+        })?;
         Ok(Device::new(fd, function, self.clone())?)
     }
 }
 
 /// Puts the group of `function` into the container, once.
-fn join(groups: &mut Vec<Group>, container: &Container, function: Bdf) -> Result<u32, GroupError> {
+fn join(
+    groups: &mut Vec<Group>,
+    container: &Container,
+    function: &Assignable,
+) -> Result<u32, GroupError> {
     let number = group::number_of(function)?;
     if !groups.iter().any(|group| group.number() == number) {
         let group = Group::open(number)?;

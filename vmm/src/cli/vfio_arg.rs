@@ -1,8 +1,9 @@
-//! `--vfio DEV[,addr=SLOT[.FN]][,mac=M][,managed=on|off]`.
+//! `--vfio DEV[,addr=SLOT[.FN]][,id=NAME][,mac=M][,rom=on|off|FILE][,vga=on|off][,mmap=on|off][,msix=relocate][,managed=on|off]`.
 
 use std::str::FromStr;
 
 use devices::pci::Slot;
+use vfio::assigned::{MsixTable, Options, Rom};
 
 /// The argument of one `--vfio`. The device is still a name: only the host can say which function that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,10 @@ pub struct VfioArg {
     pub mac: Option<[u8; 6]>,
     /// Whether its driver is displaced before and given back afterwards.
     pub managed: bool,
+    /// What the person calls it.
+    pub id: Option<String>,
+    /// How the guest gets it.
+    pub options: Options,
 }
 
 /// The text is not a device to assign.
@@ -24,8 +29,22 @@ pub enum VfioArgError {
     #[error("name a device: --vfio 03:10.3, --vfio eth2 or --vfio 03:00.1/vf1")]
     Empty,
     /// A key nobody knows.
-    #[error("'{0}' is not an option of --vfio: there are addr=, mac= and managed=on|off")]
+    #[error(
+        "'{0}' is not an option of --vfio: there are addr=, id=, mac=, rom=on|off|FILE, vga=on|off, mmap=on|off, \
+         msix=in-place|relocate and managed=on|off"
+    )]
     Unknown(String),
+    /// Neither on nor off.
+    #[error("'{0}' is neither on nor off: write {key}=on or {key}=off", key = .0.split('=').next().unwrap_or_default())]
+    Switch(String),
+    /// Not a place for the MSI-X table.
+    #[error(
+        "'{0}' is no place for the MSI-X table: write msix=relocate, or msix=in-place, which is the default"
+    )]
+    Msix(String),
+    /// No name, or one that would be hard to write elsewhere.
+    #[error("'{0}' cannot be a name: use letters, digits, '-', '_' and '.', such as id=nic0")]
+    Id(String),
     /// The slot is none.
     #[error(transparent)]
     Slot(#[from] devices::pci::SlotParseError),
@@ -54,21 +73,68 @@ impl FromStr for VfioArg {
             slot: None,
             mac: None,
             managed: true,
+            id: None,
+            options: Options::default(),
         };
         for option in parts {
-            match option.split_once('=') {
-                Some(("addr", slot)) => arg.slot = Some(parse_slot(slot)?),
-                Some(("mac", mac)) => {
-                    let parsed = parse_mac(mac).ok_or_else(|| VfioArgError::Mac(mac.to_owned()))?;
-                    arg.mac = Some(parsed);
-                }
-                Some(("managed", "on")) => arg.managed = true,
-                Some(("managed", "off")) => arg.managed = false,
-                _ => return Err(VfioArgError::Unknown(option.to_owned())),
-            }
+            arg.set(option)?;
         }
         Ok(arg)
     }
+}
+
+impl VfioArg {
+    fn set(&mut self, option: &str) -> Result<(), VfioArgError> {
+        let unknown = || VfioArgError::Unknown(option.to_owned());
+        let (key, value) = option.split_once('=').ok_or_else(unknown)?;
+        match key {
+            "addr" => self.slot = Some(parse_slot(value)?),
+            "id" => self.id = Some(parse_id(value)?),
+            "mac" => {
+                let mac = parse_mac(value).ok_or_else(|| VfioArgError::Mac(value.to_owned()))?;
+                self.mac = Some(mac);
+            }
+            "managed" => self.managed = parse_switch(option, value)?,
+            "rom" => self.options.rom = parse_rom(value),
+            "vga" => self.options.vga = parse_switch(option, value)?,
+            "mmap" => self.options.mmap = parse_switch(option, value)?,
+            "msix" => self.options.msix = parse_msix(value)?,
+            _ => return Err(unknown()),
+        }
+        Ok(())
+    }
+}
+
+fn parse_switch(option: &str, value: &str) -> Result<bool, VfioArgError> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(VfioArgError::Switch(option.to_owned())),
+    }
+}
+
+fn parse_rom(value: &str) -> Rom {
+    match value {
+        "on" => Rom::On,
+        "off" => Rom::Off,
+        file => Rom::File(file.into()),
+    }
+}
+
+fn parse_msix(value: &str) -> Result<MsixTable, VfioArgError> {
+    match value {
+        "relocate" => Ok(MsixTable::Relocated),
+        "in-place" => Ok(MsixTable::InPlace),
+        other => Err(VfioArgError::Msix(other.to_owned())),
+    }
+}
+
+fn parse_id(value: &str) -> Result<String, VfioArgError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if value.is_empty() || !value.chars().all(plain) {
+        return Err(VfioArgError::Id(value.to_owned()));
+    }
+    Ok(value.to_owned())
 }
 
 fn parse_slot(text: &str) -> Result<Slot, VfioArgError> {
@@ -113,6 +179,28 @@ mod tests {
         );
         assert_eq!(arg.mac, Some([2, 0, 0, 0, 0, 1]));
         assert!(arg.managed);
+        assert_eq!(arg.options, Options::default());
+    }
+
+    #[test]
+    fn every_option_is_understood() {
+        let arg: VfioArg = "eth2,id=nic0,managed=off,rom=/a/b.rom,vga=on,mmap=off,msix=relocate"
+            .parse()
+            .unwrap();
+        assert_eq!((arg.id.as_deref(), arg.managed), (Some("nic0"), false));
+        let wanted = Options {
+            mmap: false,
+            rom: Rom::File("/a/b.rom".into()),
+            vga: true,
+            msix: MsixTable::Relocated,
+        };
+        assert_eq!(arg.options, wanted);
+        for wrong in ["vga=yes", "mmap", "msix=here", "id=", "id=a b", "rom"] {
+            assert!(
+                format!("eth2,{wrong}").parse::<VfioArg>().is_err(),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The kernel's side of the machine: the VM, its memory slots, its interrupt routes, its vCPUs.
 
-pub mod assignment;
 pub mod irqchip;
 pub mod memslots;
 pub mod msi;
 pub mod routes;
 pub mod vcpu_state;
+pub mod vfio_device;
 
 use std::{io, os::fd::FromRawFd, sync::Arc};
 

@@ -9,13 +9,11 @@ use arch::{
 };
 use devices::{
     mapping::Memslots,
-    pci::{
-        Bdf,
-        space::{PciSpace, Windows},
-    },
+    pci::space::{PciSpace, Windows},
 };
 use vfio::{
-    assigned::{self, AssignedFunction},
+    Assignable,
+    assigned::{AssignedFunction, Wiring},
     kernel::{DmaTarget, Iommu},
 };
 
@@ -23,8 +21,8 @@ use super::{Config, Machine, MachineError};
 use crate::{
     boot::Boot,
     kvm::{
-        Vm, assignment::Assignment, irqchip::IrqchipState, memslots::SlotTable, msi::MsiController,
-        routes::Routes,
+        Vm, irqchip::IrqchipState, memslots::SlotTable, msi::MsiController, routes::Routes,
+        vfio_device::VfioDevice,
     },
     platform::Platform,
     processors::{self, Processors},
@@ -73,8 +71,8 @@ impl Blueprint {
             supported,
         } = self;
         let iommu = open_iommu(&config)?;
-        let assignment = iommu.as_deref().map(|iommu| tell_kvm(&vm, iommu));
-        let assignment = assignment.transpose()?;
+        let vfio_device = iommu.as_deref().map(|iommu| tell_kvm(&vm, iommu));
+        let vfio_device = vfio_device.transpose()?;
         let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
         let ram = Ram::reserve(&ram_layout, config.pages)?;
         // Zeroing pages takes longer than everything else together: it goes on beside what follows.
@@ -100,7 +98,7 @@ impl Blueprint {
             processors,
             assigned,
             platform,
-            _assignment: assignment,
+            _vfio_device: vfio_device,
             _iommu: iommu.clone(),
             boot,
             windows,
@@ -151,10 +149,11 @@ impl Machine {
             memslots,
             windows: self.windows.clone(),
         };
-        for &(function, slot) in &self.config.assigned {
-            log::info!("{function}: opening it, as 00:{slot} of the guest");
-            let options = assigned::Options { mmap: true };
-            let opened = AssignedFunction::open(iommu, function, options, space.clone(), msi)?;
+        let wiring = Wiring { space: &space, msi };
+        for assignment in &self.config.assigned {
+            let (device, slot) = (&assignment.device, assignment.slot);
+            log::info!("{device}: opening it, as 00:{slot} of the guest");
+            let opened = AssignedFunction::open(iommu, device, &assignment.options, wiring)?;
             self.platform.root.add(slot, opened.clone())?;
             self.assigned.push((slot, opened));
         }
@@ -164,25 +163,22 @@ impl Machine {
 
 /// The address space of the assigned functions' DMA, if there are any.
 fn open_iommu(config: &Config) -> Result<Option<Arc<Iommu>>, MachineError> {
-    let functions: Vec<Bdf> = config
-        .assigned
-        .iter()
-        .map(|(function, _)| *function)
-        .collect();
-    if functions.is_empty() {
+    let assigned = config.assigned.iter();
+    let devices: Vec<Assignable> = assigned.map(|one| one.device.clone()).collect();
+    if devices.is_empty() {
         Ok(None)
     } else {
-        Ok(Some(Iommu::open(&functions)?))
+        Ok(Some(Iommu::open(&devices)?))
     }
 }
 
 /// Tells KVM of the groups, before their devices are opened.
-fn tell_kvm(vm: &Vm, iommu: &Iommu) -> Result<Assignment, MachineError> {
-    let assignment = Assignment::create(&vm.fd)?;
+fn tell_kvm(vm: &Vm, iommu: &Iommu) -> Result<VfioDevice, MachineError> {
+    let device = VfioDevice::create(&vm.fd)?;
     for file in iommu.files().map_err(MachineError::Groups)? {
-        assignment.add(file.as_fd())?;
+        device.add(file.as_fd())?;
     }
-    Ok(assignment)
+    Ok(device)
 }
 
 /// Where RAM goes: around what devices cannot reach, and within what the CPUs can.

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use devices::pci::{Bdf, Slot};
+use devices::pci::Slot;
+use vfio::{Assignable, assigned};
 
 use crate::{console::Serial, ram::Pages};
 
@@ -23,12 +24,25 @@ pub struct Config {
     pub pages: Pages,
     /// Populate RAM before the guest starts.
     pub prefault: bool,
-    /// Host functions and where they go in the guest.
-    pub assigned: Vec<(Bdf, Slot)>,
+    /// Devices of the host's that the guest gets.
+    pub assigned: Vec<Assignment>,
     /// Where the serial port goes.
     pub serial: Serial,
     /// End at the guest's reboot.
     pub no_reboot: bool,
     /// Where the counters go.
     pub stats: Option<PathBuf>,
+}
+
+/// A device of the host's in the guest.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    /// Which.
+    pub device: Assignable,
+    /// Where in the guest.
+    pub slot: Slot,
+    /// What the person calls it; by its name on the host, if nothing.
+    pub id: Option<String>,
+    /// How.
+    pub options: assigned::Options,
 }

@@ -5,7 +5,7 @@ mod config;
 mod error;
 
 pub use blueprint::Blueprint;
-pub use config::Config;
+pub use config::{Assignment, Config};
 pub use error::MachineError;
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +21,7 @@ use vfio::{assigned::AssignedFunction, kernel::Iommu};
 use crate::{
     boot::Boot,
     events::{Event, Events},
-    kvm::{Vm, assignment::Assignment, irqchip::IrqchipState},
+    kvm::{Vm, irqchip::IrqchipState, vfio_device::VfioDevice},
     platform::Platform,
     processors::Processors,
     ram::Ram,
@@ -53,7 +53,7 @@ pub struct Machine {
     processors: Processors,
     assigned: Vec<(Slot, Arc<AssignedFunction>)>,
     platform: Platform,
-    _assignment: Option<Assignment>,
+    _vfio_device: Option<VfioDevice>,
     _iommu: Option<Arc<Iommu>>,
     boot: Boot,
     windows: Windows,

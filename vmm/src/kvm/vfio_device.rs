@@ -15,11 +15,11 @@ use kvm_ioctls::{DeviceFd, VmFd};
 use super::KvmError;
 
 /// The VM's VFIO device. It keeps the files that it was told of open, and the VM alive, until it is dropped.
-pub struct Assignment {
+pub struct VfioDevice {
     device: DeviceFd,
 }
 
-impl Assignment {
+impl VfioDevice {
     /// A VM has one at most.
     pub fn create(vm: &VmFd) -> Result<Self, KvmError> {
         let mut device = kvm_create_device {
@@ -57,15 +57,15 @@ mod tests {
 
     #[test]
     fn a_file_that_is_none_of_vfio_is_refused_by_kvm() {
-        let assignment = Vm::create()
+        let device = Vm::create()
             .map_err(|error| error.to_string())
-            .and_then(|vm| Assignment::create(&vm.fd).map_err(|error| error.to_string()));
-        let assignment = match assignment {
-            Ok(assignment) => assignment,
+            .and_then(|vm| VfioDevice::create(&vm.fd).map_err(|error| error.to_string()));
+        let device = match device {
+            Ok(device) => device,
             Err(reason) => return println!("SKIPPED ({reason})"),
         };
         let file = File::open("/dev/null").unwrap();
-        let refused = assignment.add(file.as_fd()).unwrap_err();
+        let refused = device.add(file.as_fd()).unwrap_err();
         let KvmError::Call { source, .. } = refused else {
             panic!("{refused}");
         };

@@ -1,0 +1,56 @@
+//! Which device of the host's goes where in the guest.
+
+use std::error::Error;
+
+use devices::pci::{Slot, assign::AssignError};
+use vfio::{Assignable, host::Host};
+
+use super::RunError;
+use crate::{cli::VfioArg, machine::Assignment};
+
+/// Which function goes where: as asked, and the others into the first free slots.
+pub(super) fn assign(host: &Host, args: &[VfioArg]) -> Result<Vec<Assignment>, Box<dyn Error>> {
+    let mut taken: Vec<Slot> = Vec::new();
+    for slot in args.iter().filter_map(|arg| arg.slot) {
+        if taken.contains(&slot) {
+            return Err(RunError::SlotTwice { slot }.into());
+        }
+        taken.push(slot);
+    }
+    let mut assigned: Vec<Assignment> = Vec::new();
+    for arg in args {
+        let device = Assignable::from(host.resolve(&arg.device)?);
+        if assigned.iter().any(|other| other.device == device) {
+            return Err(RunError::DeviceTwice { device }.into());
+        }
+        let slot = match arg.slot {
+            Some(slot) => slot,
+            None => first_free(&taken).ok_or(RunError::NoSlot)?,
+        };
+        taken.push(slot);
+        assigned.push(Assignment {
+            device,
+            slot,
+            id: arg.id.clone(),
+            options: arg.options.clone(),
+        });
+    }
+    let lone = |slot: &&Slot| {
+        taken
+            .iter()
+            .all(|other| (other.device, other.function) != (slot.device, 0))
+    };
+    match taken.iter().find(lone) {
+        Some(&slot) => Err(AssignError::NoFunctionZero(slot).into()),
+        None => Ok(assigned),
+    }
+}
+
+/// A slot none of whose functions is taken. Slot 0 is the host bridge.
+fn first_free(taken: &[Slot]) -> Option<Slot> {
+    let free = |device: &u8| taken.iter().all(|slot| slot.device != *device);
+    (1..32).find(free).map(|device| Slot {
+        device,
+        function: 0,
+    })
+}
