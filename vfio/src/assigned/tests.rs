@@ -90,16 +90,13 @@ struct Guest {
 impl Guest {
     fn new(host: FakeHost) -> Result<Self, AssignError> {
         let (host, source, memory) = (Arc::new(host), FakeSource::default(), Arc::new(Bus::new()));
-        let space = PciSpace {
-            memory: memory.clone(),
-            io: Arc::new(Bus::new()),
-            memslots: Arc::new(FakeMemslots(host.log())),
-            windows: Windows {
-                io: 0x1000..0x1_0000,
-                memory32: BAR0..0xc000_0000,
-                memory64: 0..0,
-            },
+        let windows = Windows {
+            io: 0x1000..0x1_0000,
+            memory32: BAR0..0xc000_0000,
+            memory64: 0..0,
         };
+        let memslots = Arc::new(FakeMemslots(host.log()));
+        let space = PciSpace::new(memory.clone(), Arc::new(Bus::new()), memslots, windows);
         let wiring = Wiring {
             space: &space,
             msi: &source,

@@ -143,12 +143,8 @@ impl Machine {
         memslots: Arc<SlotTable>,
         msi: &MsiController,
     ) -> Result<(), MachineError> {
-        let space = PciSpace {
-            memory: self.platform.memory.clone(),
-            io: self.platform.io.clone(),
-            memslots,
-            windows: self.windows.clone(),
-        };
+        let (memory, io) = (self.platform.memory.clone(), self.platform.io.clone());
+        let space = PciSpace::new(memory, io, memslots, self.windows.clone());
         let wiring = Wiring { space: &space, msi };
         for assignment in &self.config.assigned {
             let (device, slot) = (&assignment.device, assignment.slot);
