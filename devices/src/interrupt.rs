@@ -41,3 +41,25 @@ pub trait IrqLine: Send + Sync {
     /// One rising edge.
     fn pulse(&self) -> io::Result<()>;
 }
+
+/// Where the INTx pins of the functions in one slot are wired to.
+pub trait IntxSource: Send + Sync {
+    /// The input of the interrupt controller that `pin` (1 is INTA) is wired to: what the interrupt line register says.
+    fn line(&self, pin: u8) -> u8;
+
+    /// Connects a function's `pin`. Dropping the wire disconnects it.
+    fn connect(&self, pin: u8) -> io::Result<Box<dyn IntxWire>>;
+}
+
+/// The wire of an INTx pin: level-triggered, and shared with the other pins on its input (PCI 3.0 §2.2.6).
+///
+/// Neither the level nor its end passes through the machine's threads. The device says with one eventfd that its pin is asserted,
+/// and keeps quiet. The guest's end of interrupt takes the level back and signals the other eventfd, upon which the device looks
+/// whether its pin is still asserted, and says so again.
+pub trait IntxWire: Send + Sync {
+    /// What the device signals to raise the level.
+    fn trigger(&self) -> BorrowedFd<'_>;
+
+    /// What the guest's end of interrupt signals, of whichever function on this input it was.
+    fn resample(&self) -> BorrowedFd<'_>;
+}

@@ -80,13 +80,15 @@ impl Arming {
         }
     }
 
-    /// Disables what is enabled.
-    pub(super) fn disarm(&mut self) {
-        if let Some(Enabled { index, .. }) = self.enabled.take()
-            && let Err(error) = self.host.disarm(index)
-        {
+    /// Disables what is enabled; false if nothing is.
+    pub(super) fn disarm(&mut self) -> bool {
+        let Some(Enabled { index, .. }) = self.enabled.take() else {
+            return false;
+        };
+        if let Err(error) = self.host.disarm(index) {
             log::warn!("{index:?} interrupts cannot be disabled: {error}");
         }
+        true
     }
 
     /// Enables `index` with the vectors `armed`. With none at all it is enabled all the same, as the specification has it: some

@@ -54,6 +54,10 @@ pub(super) struct Config {
     found: Found,
     /// The device's D-state, as last seen.
     power_state: u8,
+    /// What the interrupt line register says at power-on.
+    line: u8,
+    /// Somebody listens to the pin.
+    pin_is_heard: bool,
     /// The device took the last command. One that was pulled out does not, and what it decoded must not be touched.
     obeys: bool,
 }
@@ -88,6 +92,8 @@ impl Config {
             registers: RegisterFile::with_image(image),
             found,
             power_state: 0,
+            line: 0,
+            pin_is_heard: false,
             obeys: true,
         };
         config.own_header();
@@ -108,7 +114,7 @@ impl Config {
         self.registers.set(HEADER_TYPE, &[0]);
         self.registers.set(COMMAND, &[0; 2]);
         self.registers.set(CARDBUS_CIS, &[0; 4]);
-        // No pin: INTx has no wire yet. A driver that wants one says so, instead of waiting for ever.
+        // No pin until it is wired. A driver that wants one says so, instead of waiting for ever.
         self.registers.set(INTERRUPT_LINE, &[0, 0]);
         self.registers
             .allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
@@ -132,6 +138,25 @@ impl Config {
     /// Where the models of MSI and MSI-X are.
     pub(super) fn capabilities(&self) -> (Option<usize>, Option<usize>) {
         (self.found.msi, self.found.msix)
+    }
+
+    /// Shows the function's `pin` and the input of the interrupt controller that it is wired to, which firmware would write down.
+    pub(super) fn wire_pin(&mut self, pin: u8, line: u8) {
+        self.line = line;
+        self.registers.set(INTERRUPT_LINE, &[line, pin]);
+    }
+
+    /// Has the device speak on its pin, as far as the guest allows, or keep quiet.
+    pub(super) fn hear_pin(&mut self, is_heard: bool) {
+        if self.pin_is_heard != is_heard {
+            self.pin_is_heard = is_heard;
+            self.send_command();
+        }
+    }
+
+    /// Whether the guest has switched the function on: it answers, or masters the bus.
+    pub(super) fn is_on(&self) -> bool {
+        self.command() & (COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER) != 0
     }
 
     /// The command register, as the guest set it.
@@ -198,7 +223,8 @@ impl Config {
     /// Back to power-on, the device awake and neither decoding nor mastering.
     pub(super) fn reset(&mut self) {
         self.registers.set(COMMAND, &[0; 2]);
-        self.registers.set(INTERRUPT_LINE, &[0]);
+        self.registers.set(INTERRUPT_LINE, &[self.line]);
+        self.pin_is_heard = false;
         self.wake();
         self.send_command();
     }
@@ -217,7 +243,13 @@ impl Config {
 
     /// The device gets the guest's command register, except that it keeps quiet on a pin that nobody listens to.
     fn send_command(&mut self) {
-        let command = self.command() | COMMAND_INTX_DISABLE;
+        // vfio-pci keeps the guest's INTx disable bit apart from its own masking (vfio_basic_config_write in vfio_pci_config.c).
+        let quiet = if self.pin_is_heard {
+            0
+        } else {
+            COMMAND_INTX_DISABLE
+        };
+        let command = self.command() | quiet;
         self.obeys = self.send(COMMAND, &command.to_le_bytes());
     }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use devices::{
-    interrupt::{MsiMessage, MsiSource, MsiVectors},
+    interrupt::{IntxSource, IntxWire, MsiMessage, MsiSource, MsiVectors},
     mapping::HostMapping,
 };
 
@@ -29,6 +29,9 @@ pub(super) struct FakeHost {
     /// Pulled out: every call fails.
     pub(super) is_gone: AtomicBool,
     can_grow: bool,
+    pub(super) has_pin: bool,
+    /// The host's interrupt line is somebody else's.
+    pub(super) pin_is_taken: AtomicBool,
     /// How many vectors it gives at most, where that is fewer than it says it has.
     pub(super) most_vectors: Mutex<Option<usize>>,
     enabled: Mutex<Option<Enabled>>,
@@ -173,9 +176,12 @@ impl HostFunction for FakeHost {
         Ok(Arc::new(FakeMapping(len)))
     }
 
-    fn irq(&self, _: IrqIndex) -> io::Result<IrqInfo> {
+    fn irq(&self, index: IrqIndex) -> io::Result<IrqInfo> {
         Ok(IrqInfo {
-            count: 2048,
+            count: match index {
+                IrqIndex::Intx => self.has_pin.into(),
+                _ => 2048,
+            },
             can_grow: self.can_grow,
         })
     }
@@ -191,8 +197,19 @@ impl HostFunction for FakeHost {
             .map(|fd| if fd.is_some() { "fd" } else { "-" })
             .collect();
         self.called(format!("arm {index:?} {start} [{}]", fds.join(" ")))?;
+        if index == IrqIndex::Intx && self.pin_is_taken.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
         let with_fd: Vec<_> = eventfds.iter().map(Option::is_some).collect();
         self.set(index, usize::try_from(start).unwrap(), &with_fd)
+    }
+
+    fn unmask_on(&self, _: BorrowedFd<'_>) -> io::Result<()> {
+        self.called("unmask on fd".to_owned())?;
+        match self.is_armed(IrqIndex::Intx, 0) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
@@ -211,6 +228,43 @@ impl HostFunction for FakeHost {
 
     fn reset(&self) -> io::Result<()> {
         self.called("reset".to_owned())
+    }
+}
+
+/// Pins whose connections it writes down: pin n is on line 10 + n.
+pub(super) struct FakePins(pub(super) Log);
+
+struct FakeWire {
+    eventfd: File,
+    log: Log,
+}
+
+impl IntxSource for FakePins {
+    fn line(&self, pin: u8) -> u8 {
+        10 + pin
+    }
+
+    fn connect(&self, pin: u8) -> io::Result<Box<dyn IntxWire>> {
+        lock(&self.0).push(format!("connect {pin}"));
+        let eventfd = File::open("/dev/null")?;
+        let log = self.0.clone();
+        Ok(Box::new(FakeWire { eventfd, log }))
+    }
+}
+
+impl IntxWire for FakeWire {
+    fn trigger(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+
+    fn resample(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
+impl Drop for FakeWire {
+    fn drop(&mut self) {
+        lock(&self.log).push("disconnect".to_owned());
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use devices::{
     bus::Action,
-    interrupt::MsiSource,
+    interrupt::{IntxSource, MsiSource},
     pci::{
         Function,
         bar::{BarSpec, Bars, Decoded},
@@ -28,12 +28,14 @@ use crate::{
 };
 
 /// What of the machine a function is connected to.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Wiring<'a> {
     /// Where its BARs go.
     pub space: &'a PciSpace,
     /// Where its message-signalled interrupts go.
     pub msi: &'a dyn MsiSource,
+    /// What its pin is wired to, in the slot where it goes.
+    pub intx: Arc<dyn IntxSource>,
 }
 
 /// What a function cost, for `--stats`.
@@ -78,7 +80,7 @@ impl AssignedFunction {
         wiring: Wiring<'_>,
     ) -> Result<Arc<Self>, AssignError> {
         let host = Arc::new(iommu.device(name)?);
-        Self::new(host, name, options, wiring)
+        Self::new(host, name, options, &wiring)
     }
 
     /// Assigns a device that is open, whatever it is behind.
@@ -86,21 +88,24 @@ impl AssignedFunction {
         host: Arc<dyn HostFunction>,
         name: &Assignable,
         options: &Options,
-        wiring: Wiring<'_>,
+        wiring: &Wiring<'_>,
     ) -> Result<Arc<Self>, AssignError> {
         let probed = Probed::new(&*host, name)?;
         let bars = Bars::new(&probed.specs).map_err(|source| AssignError::Bars {
             function: name.clone(),
             source,
         })?;
-        let config = Config::new(
+        let mut config = Config::new(
             host.clone(),
             probed.region.clone(),
             probed.image.clone(),
             probed.msi,
             probed.msix,
         );
-        let interrupts = probed.interrupts(host.clone(), &config, wiring.msi);
+        if let Some(pin) = probed.pin {
+            config.wire_pin(pin, wiring.intx.line(pin));
+        }
+        let interrupts = probed.interrupts(host.clone(), &config, wiring);
         let interrupts = Arc::new(interrupts.map_err(|source| AssignError::Interrupts {
             function: name.clone(),
             source,
@@ -121,6 +126,7 @@ impl AssignedFunction {
         // Not a reset: the kernel made one when it opened the device (vfio_pci_core_enable in drivers/vfio/pci/vfio_pci_core.c; whether
         // it could is what `can_reset` says), and a second would cost another 100 ms for each function.
         reset::stop(&mut state);
+        state.try_pin();
         Ok(Arc::new(Self {
             name: name.clone(),
             state: Mutex::new(state),
@@ -173,6 +179,7 @@ impl Function for AssignedFunction {
                     state.bars.write(offset, data);
                 }
                 state.interrupts.config_write(at, data);
+                state.follow_pin();
                 state.place();
             }
         }
@@ -201,6 +208,21 @@ impl Drop for AssignedFunction {
 }
 
 impl State {
+    /// A function whose pin cannot be had is shown without one, so that its driver takes messages or says what is missing.
+    fn try_pin(&mut self) {
+        if let Err(error) = self.interrupts.try_pin() {
+            log::warn!("{}: its INTx pin cannot be had: {error}", self.name);
+            self.interrupts.give_up_pin();
+            self.config.wire_pin(0, 0);
+        }
+    }
+
+    /// Has the pin listened to, or not, as the registers say.
+    fn follow_pin(&mut self) {
+        let is_heard = self.interrupts.follow_pin(self.config.is_on());
+        self.config.hear_pin(is_heard);
+    }
+
     /// Makes the bus look as the registers say.
     fn place(&mut self) {
         let wanted: Vec<Decoded> = self.bars.decoded(self.config.decoding());

@@ -1,4 +1,6 @@
-//! Message-signalled interrupts of the function: the guest's registers, the routes in the machine, the vectors of the device.
+//! Interrupts of the function: the guest's registers, the routes in the machine, the vectors and the pin of the device.
+//!
+//! A device has one kind at a time. What the guest enables last takes over; with no messages enabled the pin does.
 //!
 //! On the way up: routes, then the device. On the way down: routes, then the device, then what is latched. So a vector that signals
 //! always finds its route or latches, and a latched signal of one driver never reaches the next.
@@ -16,7 +18,7 @@ use devices::{
     },
 };
 
-use super::{arming::Arming, failures::Failures};
+use super::{arming::Arming, failures::Failures, intx::Pin};
 use crate::kernel::{HostFunction, IrqIndex};
 
 /// A model of the guest's registers and where its capability is in configuration space.
@@ -25,7 +27,7 @@ pub(super) struct At<T> {
     pub(super) model: T,
 }
 
-/// The message-signalled interrupts of one function.
+/// The interrupts of one function.
 pub(super) struct Interrupts {
     vectors: Box<dyn MsiVectors>,
     state: Mutex<State>,
@@ -35,6 +37,7 @@ pub(super) struct Interrupts {
 struct State {
     msi: Option<At<Msi>>,
     msix: Option<At<Msix>>,
+    pin: Option<Pin>,
     arming: Arming,
     /// How many MSI vectors the device was last asked for, which may be more than it got.
     msi_asked: usize,
@@ -46,6 +49,7 @@ impl Interrupts {
         source: &dyn MsiSource,
         msi: Option<At<Msi>>,
         msix: Option<At<Msix>>,
+        pin: Option<Pin>,
     ) -> io::Result<Self> {
         // One set of vectors for both: a function uses one or the other.
         let msi_count = msi.as_ref().map_or(0, |msi| msi.model.layout().vectors);
@@ -55,6 +59,7 @@ impl Interrupts {
             state: Mutex::new(State {
                 msi,
                 msix,
+                pin,
                 arming: Arming::new(host),
                 msi_asked: 0,
             }),
@@ -128,11 +133,43 @@ impl Interrupts {
         self.stop(&mut state);
     }
 
+    /// Listens to the pin if the function is switched on and sends no messages. Whether it is heard.
+    pub(super) fn follow_pin(&self, is_on: bool) -> bool {
+        let state = &mut *self.lock();
+        let sends_messages = state.sends_messages();
+        let Some(pin) = &mut state.pin else {
+            return false;
+        };
+        if is_on && !sends_messages {
+            self.report(pin.listen());
+        } else {
+            pin.hush();
+        }
+        pin.is_heard()
+    }
+
+    /// Whether the host lets the pin be listened to. The device is quiet on it.
+    pub(super) fn try_pin(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        let Some(pin) = &mut state.pin else {
+            return Ok(());
+        };
+        let listened = pin.listen();
+        pin.hush();
+        listened
+    }
+
+    /// Leaves the pin unconnected, for good.
+    pub(super) fn give_up_pin(&self) {
+        self.lock().pin = None;
+    }
+
     /// Follows the guest's MSI registers with routes and vectors.
     fn follow_msi(&self, state: &mut State, changes: &RouteChanges) {
         self.route(changes);
         let State {
             msi: Some(msi),
+            pin,
             arming,
             msi_asked,
             ..
@@ -152,6 +189,7 @@ impl Interrupts {
             return;
         }
         *msi_asked = in_use;
+        pin.iter_mut().for_each(Pin::hush);
         let all: Vec<_> = (0..in_use).collect();
         let armed = arming.arm(IrqIndex::Msi, &all, all.len(), &*self.vectors);
         if let Err(error) = armed {
@@ -171,6 +209,7 @@ impl Interrupts {
         self.route(changes);
         let State {
             msix: Some(msix),
+            pin,
             arming,
             ..
         } = state
@@ -185,6 +224,7 @@ impl Interrupts {
         }
         let routed = changes.iter().filter(|(_, message)| message.is_some());
         let used: Vec<_> = routed.map(|&(vector, _)| vector).collect();
+        pin.iter_mut().for_each(Pin::hush);
         if !used.is_empty() || !arming.is_enabled(IrqIndex::Msix) {
             let expected = written(&msix.model);
             self.report(arming.arm(IrqIndex::Msix, &used, expected, &*self.vectors));
@@ -192,7 +232,11 @@ impl Interrupts {
     }
 
     fn stop(&self, state: &mut State) {
-        state.arming.disarm();
+        let pin = state.pin.as_mut();
+        match state.arming.disarm() {
+            true => pin.into_iter().for_each(|pin| pin.requiet()),
+            false => pin.into_iter().for_each(Pin::hush),
+        }
         self.vectors.clear_latched();
     }
 
@@ -220,6 +264,13 @@ impl Interrupts {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn sends_messages(&self) -> bool {
+        let msi = self.msi.as_ref().is_some_and(|at| at.model.is_enabled());
+        msi || self.msix.as_ref().is_some_and(|at| at.model.is_enabled())
     }
 }
 
@@ -259,7 +310,7 @@ mod tests {
             offset: CAP,
             model: Msix::new(3),
         };
-        Interrupts::new(host.clone(), source, None, Some(msix)).unwrap()
+        Interrupts::new(host.clone(), source, None, Some(msix), None).unwrap()
     }
 
     fn write_entry(interrupts: &Interrupts, vector: u64, address: u32, masked: u8) {
@@ -348,7 +399,7 @@ mod tests {
             offset: 0x50,
             model: Msi::new(layout),
         };
-        let interrupts = Interrupts::new(host.clone(), &source, Some(msi), None).unwrap();
+        let interrupts = Interrupts::new(host.clone(), &source, Some(msi), None, None).unwrap();
         interrupts.config_write(0x54, &0xfee0_1000u32.to_le_bytes());
         interrupts.config_write(0x5c, &[0x40, 0]);
         interrupts.config_write(0x52, &[0x11, 0]);
@@ -371,7 +422,7 @@ mod tests {
             offset: 0x50,
             model: Msi::new(layout),
         };
-        let interrupts = Interrupts::new(host.clone(), &source, Some(msi), None).unwrap();
+        let interrupts = Interrupts::new(host.clone(), &source, Some(msi), None, None).unwrap();
         interrupts.config_write(0x52, &[0x21, 0]);
         assert!(host.is_armed(IrqIndex::Msi, 0));
         host.take_calls();

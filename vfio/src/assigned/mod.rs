@@ -4,7 +4,7 @@
 //! configuration space, the page of the MSI-X table, and nothing else. Both sides are untrusted: registers, capability lists and
 //! region sizes are what a device says, and everything else is what a guest does.
 //!
-//! Left out for now, each with its place kept: INTx (the pin reads as none), the expansion ROM, legacy VGA, hot reset.
+//! Left out for now, each with its place kept: the expansion ROM, legacy VGA, hot reset.
 //!
 //! Lock order: a function's state, then its `interrupts`. Neither is held while another device runs.
 
@@ -17,6 +17,7 @@ mod failures;
 mod fake;
 mod function;
 mod interrupts;
+mod intx;
 mod options;
 mod probe;
 mod reset;

@@ -2,22 +2,21 @@
 
 use std::{io, sync::Arc};
 
-use devices::{
-    interrupt::MsiSource,
-    pci::{
-        bar::{BarError, BarSpec, REGISTERS},
-        capabilities::find,
-        msi::{Msi, MsiLayout},
-        msix::{Msix, MsixLocation},
-        registers::{CAP_MSI, CAP_MSIX, HEADER_MULTIFUNCTION, HEADER_TYPE},
-        space::Region,
-    },
+use devices::pci::{
+    bar::{BarError, BarSpec, REGISTERS},
+    capabilities::find,
+    msi::{Msi, MsiLayout},
+    msix::{Msix, MsixLocation},
+    registers::{CAP_MSI, CAP_MSIX, HEADER_MULTIFUNCTION, HEADER_TYPE, INTERRUPT_PIN},
+    space::Region,
 };
 
 use super::{
     bars,
     config::{self, Config},
+    function::Wiring,
     interrupts::{At, Interrupts},
+    intx::Pin,
     trap::{BarTrap, Counters},
 };
 use crate::{
@@ -84,6 +83,8 @@ pub(super) struct Probed {
     pub(super) specs: Vec<BarSpec>,
     pub(super) msi: Option<MsiLayout>,
     pub(super) msix: Option<MsixLocation>,
+    /// The INTx pin: 1 is INTA, 4 is INTD.
+    pub(super) pin: Option<u8>,
 }
 
 impl Probed {
@@ -118,6 +119,8 @@ impl Probed {
         if capability(CAP_MSIX).is_some() && msix.is_none() {
             log::warn!("{function}: its MSI-X capability makes no sense and is hidden");
         }
+        let pin = Some(image[INTERRUPT_PIN]);
+        let pin = pin.filter(|pin| (1..=4).contains(pin) && count(IrqIndex::Intx) > 0);
         Ok(Self {
             region,
             image,
@@ -125,6 +128,7 @@ impl Probed {
             specs,
             msi,
             msix,
+            pin,
         })
     }
 
@@ -132,7 +136,7 @@ impl Probed {
         &self,
         host: Arc<dyn HostFunction>,
         config: &Config,
-        source: &dyn MsiSource,
+        wiring: &Wiring<'_>,
     ) -> io::Result<Interrupts> {
         let (msi_at, msix_at) = config.capabilities();
         let msi = msi_at.zip(self.msi).map(|(offset, layout)| At {
@@ -143,7 +147,9 @@ impl Probed {
             offset,
             model: Msix::new(location.vectors),
         });
-        Interrupts::new(host, source, msi, msix)
+        let wire = |number| Pin::new(host.clone(), wiring.intx.clone(), number);
+        let pin = self.pin.map(wire);
+        Interrupts::new(host, wiring.msi, msi, msix, pin)
     }
 
     /// What each BAR decodes to.

@@ -1,5 +1,7 @@
 //! The function as a whole, on a stand-in for a card: an NIC's VF with MSI-X in a BAR of its own, and MSI and power management.
 
+mod pin;
+
 use std::{
     io,
     sync::{Arc, atomic::Ordering},
@@ -17,7 +19,7 @@ use devices::{
 
 use super::{
     AssignError, AssignedFunction, Options, Wiring,
-    fake::{FakeHost, FakeSource, Log},
+    fake::{FakeHost, FakePins, FakeSource, Log},
 };
 use crate::Assignable;
 
@@ -100,8 +102,9 @@ impl Guest {
         let wiring = Wiring {
             space: &space,
             msi: &source,
+            intx: Arc::new(FakePins(host.log())),
         };
-        let function = AssignedFunction::new(host.clone(), &name(), &Options::default(), wiring)?;
+        let function = AssignedFunction::new(host.clone(), &name(), &Options::default(), &wiring)?;
         function.assign_bar(0, BAR0);
         function.assign_bar(3, BAR3);
         Ok(Self {

@@ -100,21 +100,6 @@ impl Device {
             _iommu: iommu,
         })
     }
-
-    /// Unmasks the pin whenever `eventfd` is signalled: the kernel masks it each time it fires, since it is level-triggered.
-    pub fn unmask_on(&self, eventfd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        irq::set_eventfds(&self.file, IrqIndex::Intx, IrqAction::Unmask, 0, &[eventfd])
-    }
-
-    /// Masks one vector now.
-    pub fn mask(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
-        irq::act(&self.file, index, IrqAction::Mask, vector, 1)
-    }
-
-    /// Unmasks one vector now.
-    pub fn unmask(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
-        irq::act(&self.file, index, IrqAction::Unmask, vector, 1)
-    }
 }
 
 /// Where in the device's file an access to a region is; an error if it would leave the region.
@@ -161,6 +146,11 @@ impl HostFunction for Device {
         eventfds: &[Option<BorrowedFd<'_>>],
     ) -> io::Result<()> {
         irq::set_eventfds(&self.file, index, IrqAction::Trigger, start, eventfds)
+    }
+
+    fn unmask_on(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        let action = IrqAction::Unmask;
+        irq::set_eventfds(&self.file, IrqIndex::Intx, action, 0, &[Some(eventfd)])
     }
 
     fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()> {

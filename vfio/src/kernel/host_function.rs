@@ -32,6 +32,9 @@ pub trait HostFunction: Send + Sync {
         start: u32,
         eventfds: &[Option<BorrowedFd<'_>>],
     ) -> io::Result<()>;
+    /// Unmasks the pin, which must be armed, whenever `eventfd` is signalled: the kernel masks it each time it fires, since it is
+    /// level-triggered. Until it is disarmed.
+    fn unmask_on(&self, eventfd: BorrowedFd<'_>) -> io::Result<()>;
     /// Signals the eventfd of an armed vector, as if the device had.
     fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()>;
     /// Disables that kind of interrupt, which must be enabled.

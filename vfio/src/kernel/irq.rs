@@ -6,10 +6,10 @@ use std::{
 };
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
-    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX,
-    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX, vfio_irq_info,
+    VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
+    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_ERR_IRQ_INDEX,
+    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_PCI_REQ_IRQ_INDEX, vfio_irq_info,
 };
 
 use super::ioctl::{self, Request};
@@ -53,7 +53,6 @@ pub struct IrqInfo {
 /// What to do with a vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IrqAction {
-    Mask,
     Unmask,
     Trigger,
 }
@@ -61,7 +60,6 @@ pub(super) enum IrqAction {
 impl IrqAction {
     fn flag(self) -> u32 {
         match self {
-            Self::Mask => VFIO_IRQ_SET_ACTION_MASK,
             Self::Unmask => VFIO_IRQ_SET_ACTION_UNMASK,
             Self::Trigger => VFIO_IRQ_SET_ACTION_TRIGGER,
         }

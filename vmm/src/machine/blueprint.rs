@@ -21,8 +21,8 @@ use super::{Config, Machine, MachineError};
 use crate::{
     boot::Boot,
     kvm::{
-        Vm, irqchip::IrqchipState, memslots::SlotTable, msi::MsiController, routes::Routes,
-        vfio_device::VfioDevice,
+        Vm, intx::SlotPins, irqchip::IrqchipState, memslots::SlotTable, msi::MsiController,
+        routes::Routes, vfio_device::VfioDevice,
     },
     platform::Platform,
     processors::{self, Processors},
@@ -145,9 +145,13 @@ impl Machine {
     ) -> Result<(), MachineError> {
         let (memory, io) = (self.platform.memory.clone(), self.platform.io.clone());
         let space = PciSpace::new(memory, io, memslots, self.windows.clone());
-        let wiring = Wiring { space: &space, msi };
         for assignment in &self.config.assigned {
             let (device, slot) = (&assignment.device, assignment.slot);
+            let wiring = Wiring {
+                space: &space,
+                msi,
+                intx: Arc::new(SlotPins::new(self.vm.fd.clone(), slot.device)),
+            };
             log::info!("{device}: opening it, as 00:{slot} of the guest");
             let opened = AssignedFunction::open(iommu, device, &assignment.options, wiring)?;
             self.platform.root.add(slot, opened.clone())?;
