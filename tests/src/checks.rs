@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
@@ -45,6 +46,12 @@ pub(crate) fn build_viaduct() -> Result<()> {
             Err(said())
         }
     })
+}
+
+/// Builds the program that the guest of the lab drives hardware with, and says where it is.
+pub(crate) fn build_guest_program() -> Result<PathBuf> {
+    passes(&["build", "--release", "--package", "lab-guest"])?;
+    Ok(paths::target().join("release/lab-guest"))
 }
 
 fn passes(arguments: &[&str]) -> Result<()> {

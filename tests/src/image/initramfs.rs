@@ -8,17 +8,33 @@ use super::cpio::Cpio;
 use super::key::Key;
 use super::modules::Modules;
 use super::{Tree, lines, vmlinux};
+use crate::checks;
 use crate::error::{Doing, Error, Result};
 
 const L1_INIT: &str = include_str!("../../../resources/lab/l1-init");
 const L1_ROOT: &str = include_str!("../../../resources/lab/l1-root");
 const L1_MODULES: &str = include_str!("../../../resources/lab/l1.modules");
 const L2_INIT: &str = include_str!("../../../resources/lab/l2-init");
+const L2_CARD: &str = include_str!("../../../resources/lab/l2-card");
 const L2_DHCP: &str = include_str!("../../../resources/lab/l2-dhcp");
 const L2_LEASE: &str = include_str!("../../../resources/lab/l2-lease");
 const L2_SETTLE: &str = include_str!("../../../resources/lab/l2-settle");
 const L2_MODULES: &str = include_str!("../../../resources/lab/l2.modules");
 const L2_TOOLS: &str = include_str!("../../../resources/lab/l2.tools");
+/// The program that drives hardware without a driver: these are all of its sources.
+const GUEST_PROGRAM: [&str; 11] = [
+    include_str!("../../guest/Cargo.toml"),
+    include_str!("../../guest/src/main.rs"),
+    include_str!("../../guest/src/edu/mod.rs"),
+    include_str!("../../guest/src/edu/dma.rs"),
+    include_str!("../../guest/src/edu/interrupts.rs"),
+    include_str!("../../guest/src/function.rs"),
+    include_str!("../../guest/src/mapping.rs"),
+    include_str!("../../guest/src/page.rs"),
+    include_str!("../../guest/src/picture.rs"),
+    include_str!("../../guest/src/random.rs"),
+    include_str!("../../guest/src/storm.rs"),
+];
 /// mdev: load the driver of whatever shows up.
 const MDEV: &str = "$MODALIAS=.* 0:0 660 @modprobe -qb \"$MODALIAS\"\n";
 
@@ -47,11 +63,13 @@ pub(super) fn key(tree: &Tree) -> Key {
         include_str!("vmlinux.rs"),
     ];
     let inputs = [
-        L1_INIT, L1_ROOT, L1_MODULES, L2_INIT, L2_DHCP, L2_LEASE, L2_SETTLE, L2_MODULES, L2_TOOLS,
+        L1_INIT, L1_ROOT, L1_MODULES, L2_INIT, L2_CARD, L2_DHCP, L2_LEASE, L2_SETTLE, L2_MODULES,
+        L2_TOOLS,
     ];
     let key = recipe
         .iter()
         .chain(&inputs)
+        .chain(&GUEST_PROGRAM)
         .fold(Key::new(), |key, input| key.with(input));
     key.with(tree.key())
 }
@@ -80,6 +98,7 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
     let mut guest = base(tree)?;
     for (path, script) in [
         ("init", L2_INIT),
+        ("bin/lab-card", L2_CARD),
         ("bin/lab-dhcp", L2_DHCP),
         ("bin/lab-lease", L2_LEASE),
         ("bin/lab-settle", L2_SETTLE),
@@ -89,6 +108,8 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
     for (path, script) in ENDINGS {
         guest.file(path, 0o755, script.as_bytes());
     }
+    let program = read(&checks::build_guest_program()?)?;
+    guest.file("bin/lab-guest", 0o755, &program);
     guest.file("etc/mdev.conf", 0o644, MDEV.as_bytes());
     put_tools(tree, &mut guest)?;
     modules.put(tree, lines(L2_MODULES), &scratch, &mut guest)?;
@@ -185,4 +206,37 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to)
         .map(drop)
         .doing(|| format!("copying {}", from.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn files(dir: PathBuf) -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        entries
+            .flat_map(|path| match path.is_dir() {
+                true => files(path),
+                false => vec![path],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_source_of_the_guests_program_is_an_input_of_the_image() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest");
+        let sources = files(dir);
+        assert_eq!(sources.len(), GUEST_PROGRAM.len());
+        for path in sources {
+            let content = fs::read_to_string(&path).unwrap();
+            assert!(
+                GUEST_PROGRAM.contains(&content.as_str()),
+                "{}",
+                path.display()
+            );
+        }
+    }
 }
