@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Assignable,
-    kernel::{HostFunction, IommuDeviceError, IrqIndex, RegionIndex, RegionInfo},
+    kernel::{HostFunction, IommuError, IrqIndex, RegionIndex, RegionInfo},
 };
 
 /// A host function cannot be assigned.
@@ -29,7 +29,7 @@ use crate::{
 pub enum AssignError {
     /// It cannot be opened.
     #[error(transparent)]
-    Open(#[from] IommuDeviceError),
+    Open(#[from] IommuError),
     /// It does not answer what it is.
     #[error(
         "{function}: {what} cannot be read\n  it may be gone, or hang:  lspci -nnks {function}; dmesg | tail"

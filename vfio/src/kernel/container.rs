@@ -8,13 +8,14 @@ use std::{
 
 use vfio_bindings::bindings::vfio::{
     VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_INFO_CAPS,
-    VFIO_IOMMU_INFO_PGSIZES, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
-    VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_TYPE1v2_IOMMU, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap,
 };
 
 use super::{
     info::{self, Info},
     ioctl::{self, Request},
+    iova::IovaRange,
 };
 
 /// The kernel offers no container that Viaduct can use.
@@ -66,26 +67,6 @@ fn set_iommu_advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// I/O addresses that can be mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IovaRange {
-    /// The first.
-    pub first: u64,
-    /// The last, which is in the range.
-    pub last: u64,
-}
-
-/// What the kernel says of the IOMMU (`struct vfio_iommu_type1_info`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct IommuInfo {
-    /// What can be mapped, in ascending order; everything, where the kernel does not say.
-    pub(super) usable: Vec<IovaRange>,
-    /// Bit n: pages of 2^n bytes.
-    pub(super) page_sizes: u64,
-    /// How many more mappings can be made.
-    pub(super) mappings_left: Option<u32>,
-}
-
 #[derive(Debug)]
 pub(super) struct Container {
     file: File,
@@ -129,16 +110,12 @@ impl Container {
             .map_err(ContainerError::SetIommu)
     }
 
-    pub(super) fn info(&self) -> Result<IommuInfo, ContainerError> {
+    /// What can be mapped, in ascending order; everything, where the kernel does not say.
+    pub(super) fn usable(&self) -> Result<Vec<IovaRange>, ContainerError> {
         let what = "VFIO_IOMMU_GET_INFO";
-        Info::fetch(
-            &self.file,
-            Request::IOMMU_GET_INFO,
-            IommuInfo::FIXED_BYTES,
-            None,
-        )
-        .map(|info| IommuInfo::parse(&info))
-        .map_err(|source| ContainerError::Failed { what, source })
+        Info::fetch(&self.file, Request::IOMMU_GET_INFO, INFO_FIXED_BYTES, None)
+            .map(|info| usable(&info))
+            .map_err(|source| ContainerError::Failed { what, source })
     }
 
     /// Lets devices reach `len` bytes of this process at `address` through `iova`. The caller keeps that memory mapped.
@@ -165,67 +142,19 @@ impl Container {
     }
 }
 
-impl IommuInfo {
-    /// `offsetof(struct vfio_iommu_type1_info, …)`: argsz 0, flags 4, iova_pgsizes 8, cap_offset 16.
-    const FIXED_BYTES: usize = 24;
+/// `offsetof(struct vfio_iommu_type1_info, …)`: argsz 0, flags 4, iova_pgsizes 8, cap_offset 16.
+const INFO_FIXED_BYTES: usize = 24;
 
-    fn parse(info: &Info) -> Self {
-        let flags = info.u32_at(4);
-        let chain = match flags & VFIO_IOMMU_INFO_CAPS {
-            0 => 0,
-            _ => info.u32_at(16),
-        };
-        let ranges = info.capability(chain, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE);
-        let left = info.capability(chain, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL);
-        Self {
-            usable: ranges.map_or_else(|| vec![IovaRange::ALL], usable),
-            // Without the flag the kernel did not fill the field; 4 KiB pages always work on x86.
-            page_sizes: match flags & VFIO_IOMMU_INFO_PGSIZES {
-                0 => 4096,
-                _ => info.u64_at(8),
-            },
-            mappings_left: left.and_then(|body| info::read_u32(body, 0)),
-        }
-    }
-}
-
-/// The ranges of the capability, in order, without those that are none.
-fn usable(body: &[u8]) -> Vec<IovaRange> {
-    let pairs = info::pairs(body).into_iter();
-    let mut ranges: Vec<_> = pairs
-        .filter(|(first, last)| first <= last)
-        .map(|(first, last)| IovaRange { first, last })
-        .collect();
-    ranges.sort_by_key(|range| range.first);
-    ranges
-}
-
-impl IovaRange {
-    const ALL: Self = Self {
-        first: 0,
-        last: u64::MAX,
+fn usable(info: &Info) -> Vec<IovaRange> {
+    let chain = match info.u32_at(4) & VFIO_IOMMU_INFO_CAPS {
+        0 => 0,
+        _ => info.u32_at(16),
     };
-
-    /// What is between `usable` ranges (in ascending order), and before and after them.
-    pub(super) fn gaps(usable: &[Self]) -> Vec<Self> {
-        let mut gaps = Vec::new();
-        let mut next = Some(0);
-        for range in usable {
-            let first = match next {
-                Some(next) => next,
-                None => break,
-            };
-            if let Some(last) = range.first.checked_sub(1).filter(|&last| first <= last) {
-                gaps.push(Self { first, last });
-            }
-            next = range.last.checked_add(1).map(|after| after.max(first));
-        }
-        gaps.extend(next.map(|first| Self {
-            first,
-            last: u64::MAX,
-        }));
-        gaps
-    }
+    let ranges = info.capability(chain, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE);
+    ranges.map_or_else(
+        || vec![IovaRange::ALL],
+        |body| IovaRange::in_order(info::pairs(body)),
+    )
 }
 
 #[cfg(test)]
@@ -235,17 +164,13 @@ mod tests {
         *,
     };
 
-    fn range(first: u64, last: u64) -> IovaRange {
-        IovaRange { first, last }
-    }
-
-    fn info(flags: u32, caps: &[u8]) -> IommuInfo {
+    fn told(flags: u32, caps: &[u8]) -> Vec<IovaRange> {
         let mut bytes = vec![0; 4];
         bytes.extend(flags.to_ne_bytes());
         bytes.extend(0x4020_1000u64.to_ne_bytes());
         bytes.extend(24u64.to_ne_bytes());
         bytes.extend(caps);
-        IommuInfo::parse(&Info::from_bytes(bytes))
+        usable(&Info::from_bytes(bytes))
     }
 
     #[test]
@@ -265,38 +190,16 @@ mod tests {
     }
 
     #[test]
-    fn the_holes_of_an_intel_and_an_amd_host_are_reserved() {
-        let usable = [range(0, 0xfedf_ffff), range(0xfef0_0000, 0xfc_ffff_ffff)];
+    fn ranges_are_read_when_the_kernel_says_there_are_some() {
+        let mut caps = cap(3, 32, &7u32.to_ne_bytes());
+        caps.resize(32 - 24, 0);
+        caps[4..8].copy_from_slice(&32u32.to_ne_bytes());
+        caps.extend(cap(1, 0, &listing(1, &[(0, 99)])));
+        let (first, last) = (0, 99);
         assert_eq!(
-            IovaRange::gaps(&usable),
-            [
-                range(0xfee0_0000, 0xfeef_ffff),
-                range(0xfd_0000_0000, u64::MAX)
-            ]
+            told(VFIO_IOMMU_INFO_CAPS, &caps),
+            [IovaRange { first, last }]
         );
-        assert_eq!(IovaRange::gaps(&[IovaRange::ALL]), []);
-        assert_eq!(IovaRange::gaps(&[]), [IovaRange::ALL]);
-        assert_eq!(
-            IovaRange::gaps(&[range(5, 9), range(7, 8)])[1],
-            range(10, u64::MAX)
-        );
-    }
-
-    #[test]
-    fn capabilities_are_read_when_the_kernel_says_there_are_some() {
-        let mut caps = cap(1, 24 + 24, &listing(1, &[(0, 99)]));
-        // header 8, count and reserved 8, one pair 16: the next capability is at 24 + 32.
-        caps[4..8].copy_from_slice(&56u32.to_ne_bytes());
-        caps.extend(cap(3, 0, &7u32.to_ne_bytes()));
-        let read = info(VFIO_IOMMU_INFO_CAPS | VFIO_IOMMU_INFO_PGSIZES, &caps);
-        assert_eq!(read.usable, [range(0, 99)]);
-        assert_eq!(read.mappings_left, Some(7));
-        assert_eq!(read.page_sizes, 0x4020_1000);
-        let old = info(0, &caps);
-        assert_eq!(
-            (old.usable, old.mappings_left),
-            (vec![IovaRange::ALL], None)
-        );
-        assert_eq!(old.page_sizes, 4096);
+        assert_eq!(told(0, &caps), [IovaRange::ALL]);
     }
 }

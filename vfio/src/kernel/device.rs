@@ -3,10 +3,7 @@
 use std::{
     fs::File,
     io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::BorrowedFd, unix::fs::FileExt},
     sync::Arc,
 };
 
@@ -15,8 +12,10 @@ use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RES
 
 use super::{
     HostFunction, Iommu,
+    guest_link::Known,
     info::Info,
     ioctl::{self, Request},
+    iommu::OpenDevice,
     irq::{self, IrqAction, IrqIndex, IrqInfo},
     mapping::RegionMapping,
     region::{Area, RegionIndex, RegionInfo},
@@ -66,6 +65,7 @@ fn open_advice(function: &Assignable, error: &io::Error) -> String {
 
 /// An open device. Closing it makes vfio-pci stop its DMA, disable its interrupts and try to reset it.
 pub struct Device {
+    _known: Option<Known>,
     file: File,
     can_reset: bool,
     // After `file`, so that a device is closed, and its DMA stopped, before the mappings that it could reach go.
@@ -77,12 +77,13 @@ impl Device {
     const FIXED_BYTES: usize = 20;
 
     pub(super) fn new(
-        fd: OwnedFd,
+        opened: OpenDevice,
         function: &Assignable,
         iommu: Arc<Iommu>,
     ) -> Result<Self, DeviceError> {
         let request = Request::DEVICE_GET_INFO;
-        let info = Info::fetch(fd.as_fd(), request, Self::FIXED_BYTES, None).map_err(|source| {
+        let OpenDevice { known, file } = opened;
+        let info = Info::fetch(&file, request, Self::FIXED_BYTES, None).map_err(|source| {
             DeviceError::Info {
                 function: function.clone(),
                 source,
@@ -95,7 +96,8 @@ impl Device {
             });
         }
         Ok(Self {
-            file: fd.into(),
+            _known: known,
+            file,
             can_reset: flags & VFIO_DEVICE_FLAGS_RESET != 0,
             _iommu: iommu,
         })

@@ -4,7 +4,7 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -111,11 +111,6 @@ impl Group {
         self.number
     }
 
-    /// The group's file, once more.
-    pub(super) fn file(&self) -> io::Result<OwnedFd> {
-        self.file.as_fd().try_clone_to_owned()
-    }
-
     /// The status is a mask with more bits than this one (a group that is in a container says so, too).
     fn is_viable(&self) -> Result<bool, GroupError> {
         let mut status = vfio_group_status::default();
@@ -142,6 +137,12 @@ impl Group {
             what,
             source,
         }
+    }
+}
+
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

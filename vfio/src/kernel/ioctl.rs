@@ -1,8 +1,9 @@
 //! The ioctls themselves, and which shapes of argument they take.
 //!
-//! Every VFIO ioctl that takes a structure takes its length in the first field, `argsz`, and the kernel touches no byte past it
-//! (`linux/vfio.h`, "The IOCTL interface is designed for extensibility"). The functions here set that field themselves, from the
-//! length of the memory they were given: that is what makes them safe to call.
+//! Every ioctl of VFIO and of iommufd that takes a structure takes its length in the first field, `argsz` or `size`, and the kernel
+//! touches no byte past it (`linux/vfio.h`, "The IOCTL interface is designed for extensibility"; `linux/iommufd.h`, "General ioctl
+//! format"). The functions here set that field themselves, from the length of the memory they were given: that is what makes them
+//! safe to call.
 #![expect(unsafe_code, reason = "an ioctl is a foreign call")]
 
 use std::{
@@ -14,69 +15,102 @@ use std::{
     },
 };
 
+use iommufd_bindings::iommufd::{
+    IOMMUFD_CMD_IOAS_ALLOC, IOMMUFD_CMD_IOAS_IOVA_RANGES, IOMMUFD_CMD_IOAS_MAP,
+    IOMMUFD_CMD_IOAS_UNMAP, IOMMUFD_TYPE, iommu_ioas_alloc, iommu_ioas_iova_ranges, iommu_ioas_map,
+    iommu_ioas_unmap, iommu_iova_range,
+};
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_TYPE, vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
-    vfio_irq_info,
+    VFIO_BASE, VFIO_TYPE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
+    vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_irq_info,
 };
 
-/// The number of an ioctl: `_IO(VFIO_TYPE, VFIO_BASE + n)`.
+/// The number of an ioctl: `_IO(type, number)`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Request(u32);
+pub(super) struct Request {
+    kind: u8,
+    number: u32,
+}
 
 impl Request {
-    pub(super) const GET_API_VERSION: Self = Self(0);
-    pub(super) const CHECK_EXTENSION: Self = Self(1);
-    pub(super) const SET_IOMMU: Self = Self(2);
-    pub(super) const GROUP_GET_STATUS: Self = Self(3);
-    pub(super) const DEVICE_GET_INFO: Self = Self(7);
-    pub(super) const DEVICE_GET_REGION_INFO: Self = Self(8);
-    pub(super) const DEVICE_GET_IRQ_INFO: Self = Self(9);
-    pub(super) const DEVICE_SET_IRQS: Self = Self(10);
-    pub(super) const DEVICE_RESET: Self = Self(11);
-    pub(super) const IOMMU_GET_INFO: Self = Self(12);
-    pub(super) const IOMMU_MAP_DMA: Self = Self(13);
-    pub(super) const IOMMU_UNMAP_DMA: Self = Self(14);
-    // These two take no structure: only the functions below may call them.
-    const GROUP_SET_CONTAINER: Self = Self(4);
-    const GROUP_GET_DEVICE_FD: Self = Self(6);
+    pub(super) const GET_API_VERSION: Self = Self::vfio(0);
+    pub(super) const CHECK_EXTENSION: Self = Self::vfio(1);
+    pub(super) const SET_IOMMU: Self = Self::vfio(2);
+    pub(super) const GROUP_GET_STATUS: Self = Self::vfio(3);
+    pub(super) const DEVICE_GET_INFO: Self = Self::vfio(7);
+    pub(super) const DEVICE_GET_REGION_INFO: Self = Self::vfio(8);
+    pub(super) const DEVICE_GET_IRQ_INFO: Self = Self::vfio(9);
+    pub(super) const DEVICE_SET_IRQS: Self = Self::vfio(10);
+    pub(super) const DEVICE_RESET: Self = Self::vfio(11);
+    pub(super) const IOMMU_GET_INFO: Self = Self::vfio(12);
+    pub(super) const IOMMU_MAP_DMA: Self = Self::vfio(13);
+    pub(super) const IOMMU_UNMAP_DMA: Self = Self::vfio(14);
+    pub(super) const DEVICE_BIND_IOMMUFD: Self = Self::vfio(18);
+    pub(super) const DEVICE_ATTACH_IOMMUFD_PT: Self = Self::vfio(19);
+    pub(super) const IOAS_ALLOC: Self = Self::iommufd(IOMMUFD_CMD_IOAS_ALLOC);
+    pub(super) const IOAS_MAP: Self = Self::iommufd(IOMMUFD_CMD_IOAS_MAP);
+    pub(super) const IOAS_UNMAP: Self = Self::iommufd(IOMMUFD_CMD_IOAS_UNMAP);
+    // These take no structure, or one that says where to write: only the functions below may call them.
+    const IOAS_IOVA_RANGES: Self = Self::iommufd(IOMMUFD_CMD_IOAS_IOVA_RANGES);
+    const GROUP_SET_CONTAINER: Self = Self::vfio(4);
+    const GROUP_GET_DEVICE_FD: Self = Self::vfio(6);
+
+    const fn vfio(number: u32) -> Self {
+        let number = VFIO_BASE + number;
+        Self {
+            kind: VFIO_TYPE,
+            number,
+        }
+    }
+
+    const fn iommufd(number: u32) -> Self {
+        Self {
+            kind: IOMMUFD_TYPE,
+            number,
+        }
+    }
 
     fn number(self) -> c_ulong {
-        c_ulong::from(u32::from(VFIO_TYPE) << 8 | (VFIO_BASE + self.0))
+        c_ulong::from(u32::from(self.kind) << 8 | self.number)
     }
 }
 
-/// A structure of the kernel's that starts with `argsz`.
+/// A structure of the kernel's that starts with its size.
 ///
 /// # Safety
-/// The type is `repr(C)` plain data, valid for any bits, and `set_argsz` stores no more than the type's own size.
+/// The type is `repr(C)` plain data, valid for any bits, `set_size` stores no more than the type's own size, and the kernel writes
+/// nowhere else than into the structure.
 pub(super) unsafe trait Argument {
     /// Stores the structure's size in its first field.
-    fn set_argsz(&mut self);
+    fn set_size(&mut self);
 }
 
 macro_rules! argument {
-    ($($name:ty),+) => { $(
-        // SAFETY: a bindgen structure of integers whose first field is argsz; the size stored is its own.
+    ($field:ident of $($name:ty),+) => { $(
+        // SAFETY: a bindgen structure of integers whose first field is its size; what is stored is its own.
         unsafe impl Argument for $name {
-            fn set_argsz(&mut self) {
-                self.argsz = const { argsz_of::<$name>() };
+            fn set_size(&mut self) {
+                self.$field = const { size_of_argument::<$name>() };
             }
         }
     )+ };
 }
-argument!(
+argument!(argsz of
     vfio_group_status,
     vfio_irq_info,
     vfio_iommu_type1_dma_map,
-    vfio_iommu_type1_dma_unmap
+    vfio_iommu_type1_dma_unmap,
+    vfio_device_bind_iommufd,
+    vfio_device_attach_iommufd_pt
 );
+argument!(size of iommu_ioas_alloc, iommu_ioas_map, iommu_ioas_unmap);
 
-/// The size of a structure as `argsz` holds it.
+/// The size of a structure as its first field holds it.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "asserted in the line before"
 )]
-const fn argsz_of<T>() -> u32 {
+const fn size_of_argument<T>() -> u32 {
     assert!(size_of::<T>() <= 4096);
     size_of::<T>() as u32
 }
@@ -100,9 +134,10 @@ pub(super) fn with_argument<T: Argument>(
     request: Request,
     argument: &mut T,
 ) -> io::Result<u32> {
-    argument.set_argsz();
+    argument.set_size();
     let pointer: *mut T = argument;
-    // SAFETY: the kernel touches argsz bytes at `pointer`, which are the structure, borrowed mutably, valid for any bits.
+    // SAFETY: the kernel touches as many bytes at `pointer` as the first field says, which are the structure, borrowed mutably,
+    // valid for any bits.
     let answer = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request.number(), pointer) };
     checked(answer)
 }
@@ -135,6 +170,29 @@ pub(super) fn get_device_fd(group: impl AsFd, name: &CStr) -> io::Result<OwnedFd
     checked(fd)?;
     // SAFETY: the call succeeded, so `fd` is a new file descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// IOMMU_IOAS_IOVA_RANGES: fills `ranges` with what of the address space `ioas` can be mapped. How many there are, which may be more
+/// than were asked for: then it is an error (EMSGSIZE) as well.
+pub(super) fn iova_ranges(
+    iommufd: impl AsFd,
+    ioas: u32,
+    ranges: &mut [iommu_iova_range],
+) -> (u32, io::Result<()>) {
+    let pointer = ranges.as_mut_ptr();
+    let mut argument = iommu_ioas_iova_ranges {
+        size: const { size_of_argument::<iommu_ioas_iova_ranges>() },
+        ioas_id: ioas,
+        num_iovas: u32::try_from(ranges.len()).unwrap_or(u32::MAX),
+        allowed_iovas: pointer.expose_provenance() as u64,
+        ..Default::default()
+    };
+    let number = Request::IOAS_IOVA_RANGES.number();
+    let fd = iommufd.as_fd().as_raw_fd();
+    // SAFETY: the kernel touches `argument`, and writes at most num_iovas ranges at allowed_iovas, which are `ranges`, borrowed
+    // mutably, plain data.
+    let answer = unsafe { libc::ioctl(fd, number, &raw mut argument) };
+    (argument.num_iovas, checked(answer).map(drop))
 }
 
 fn checked(answer: c_int) -> io::Result<u32> {

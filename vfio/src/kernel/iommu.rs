@@ -1,39 +1,61 @@
 //! The IOMMU as a machine sees it: one address space for the DMA of every device it opens.
 //!
-//! Behind it is the container with its groups. An iommufd has the same four verbs (open, map, unmap, device), so it goes here, beside
-//! the container, and nobody above notices.
+//! Behind it is one of the kernel's two interfaces ([`Interface`]), and nobody above notices which.
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use devices::mapping::HostMapping;
 
 use super::{
-    container::{Container, ContainerError, IommuInfo, IovaRange},
+    GuestLink, Interface,
+    cdev::CdevError,
+    container::ContainerError,
     device::{Device, DeviceError},
-    group::{self, Group, GroupError},
+    group::GroupError,
+    groups::Groups,
+    guest_link::Known,
+    iommufd::{Iommufd, IommufdError},
+    iova::IovaRange,
 };
 use crate::Assignable;
 
-/// The IOMMU cannot be used.
+/// The IOMMU, or a device behind it, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IommuError {
-    /// The kernel offers none.
+    /// The kernel offers no container.
     #[error(transparent)]
     Container(#[from] ContainerError),
     /// A group is not ours to use.
     #[error(transparent)]
     Group(#[from] GroupError),
+    /// The kernel offers no iommufd.
+    #[error(transparent)]
+    Iommufd(#[from] IommufdError),
+    /// A device's file is not ours to use.
+    #[error(transparent)]
+    Cdev(#[from] CdevError),
+    /// The hypervisor does not take a file of VFIO's.
+    #[error(
+        "KVM does not take a file of VFIO's\n  it may be an old one, or too few open files allowed:  dmesg | tail; ulimit -n"
+    )]
+    Link(#[source] io::Error),
+    /// A device cannot be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// A DMA mapping was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot map {} MiB at {iova:#x} for DMA\n  {}", len >> 20, map_advice(source, *len))]
+#[error("cannot map {} MiB at {iova:#x} for DMA\n  {}", len >> 20, map_advice(*interface, source, *len))]
 pub struct DmaError {
+    /// Through what.
+    pub interface: Interface,
     /// Where devices were to see it.
     pub iova: u64,
     /// Length in bytes.
@@ -43,12 +65,19 @@ pub struct DmaError {
     pub source: io::Error,
 }
 
-fn map_advice(error: &io::Error, len: u64) -> String {
+fn map_advice(interface: Interface, error: &io::Error, len: u64) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOMEM) => format!(
-            "that much memory cannot be locked: give the guest less with --memory, or allow it, as root:  ulimit -l {}",
-            len.div_ceil(1024)
-        ),
+        Some(libc::ENOMEM) => {
+            // incr_user_locked_vm() in drivers/iommu/iommufd/pages.c; the container counts by process.
+            let whose = match interface {
+                Interface::Container => "",
+                Interface::Iommufd => " (iommufd counts what all processes of a user have locked)",
+            };
+            format!(
+                "that much memory cannot be locked{whose}: give the guest less with --memory, or allow it, as root:  ulimit -l {}",
+                len.div_ceil(1024)
+            )
+        }
         Some(libc::EINVAL) => {
             "see which addresses devices may not use:  cat /sys/kernel/iommu_groups/*/reserved_regions".to_owned()
         }
@@ -68,110 +97,92 @@ pub trait DmaTarget: Send + Sync {
     fn unmap(&self, iova: u64);
 }
 
+/// One of the kernel's interfaces, with the devices of one machine behind it.
+pub(super) trait AddressSpace: Send + Sync {
+    /// Which one.
+    fn interface(&self) -> Interface;
+    /// What every device that is in it by now can reach, ascending.
+    fn usable(&self) -> Result<Vec<IovaRange>, IommuError>;
+    /// Lets devices reach `len` bytes of this process at `address` through `iova`. The caller keeps that memory mapped.
+    fn map(&self, iova: u64, address: u64, len: u64, writable: bool) -> io::Result<()>;
+    /// Takes a mapping away again, whole as it was made.
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()>;
+    /// Opens a device, or hands it out if it had to be opened before.
+    fn device(&self, function: &Assignable) -> Result<OpenDevice, IommuError>;
+    /// See [`Iommu::reset_files`].
+    fn reset_files(&self) -> io::Result<Vec<OwnedFd>>;
+}
+
+/// A device's file, in an address space.
+pub(super) struct OpenDevice {
+    // Before `file`: a device is closed, and its DMA stopped, when the last who holds its file lets go.
+    pub(super) known: Option<Known>,
+    pub(super) file: File,
+}
+
 /// The IOMMU address space of a machine's assigned devices.
 pub struct Iommu {
-    // Dropped in this order. Devices hold this, so they are closed by then; closing the container undoes what is mapped;
+    // Dropped in this order. Devices hold this, so they are closed by then; closing the interface undoes what is mapped;
     // only then the memory goes.
-    groups: Mutex<Vec<Group>>,
-    container: Container,
-    info: IommuInfo,
+    space: Box<dyn AddressSpace>,
     mapped: Mutex<BTreeMap<u64, Arc<dyn HostMapping>>>,
+    usable: Vec<IovaRange>,
 }
 
 impl Iommu {
-    /// Opens the groups of `functions` (at least one) and puts them in an address space of their own.
-    pub fn open(functions: &[Assignable]) -> Result<Arc<Self>, IommuError> {
-        let container = Container::open()?;
-        let groups = Mutex::default();
-        for function in functions {
-            join(&mut lock(&groups), &container, function)?;
-        }
-        container.set_iommu()?;
-        let info = container.info()?;
+    /// Puts `functions` (at least one) into an address space of their own, and tells `link` of each file that this takes.
+    pub fn open(
+        interface: Interface,
+        functions: &[Assignable],
+        link: &Arc<dyn GuestLink>,
+    ) -> Result<Arc<Self>, IommuError> {
+        let space: Box<dyn AddressSpace> = match interface {
+            Interface::Container => Box::new(Groups::open(functions, link)?),
+            Interface::Iommufd => Box::new(Iommufd::open(functions, link)?),
+        };
+        let usable = space.usable()?;
         Ok(Arc::new(Self {
-            groups,
-            container,
-            info,
+            space,
             mapped: Mutex::default(),
+            usable,
         }))
     }
 
     /// Addresses that devices cannot use for memory (messages, firmware's own, above what the IOMMU translates), ascending.
     pub fn reserved(&self) -> Vec<IovaRange> {
-        IovaRange::gaps(&self.info.usable)
+        IovaRange::gaps(&self.usable)
     }
 
-    /// Page sizes that the IOMMU has: bit n for 2^n bytes.
-    pub fn page_sizes(&self) -> u64 {
-        self.info.page_sizes
+    /// Which of the kernel's interfaces it is.
+    pub fn interface(&self) -> Interface {
+        self.space.interface()
     }
 
-    /// How many mappings could be made when it was opened, if the kernel says.
-    pub fn mappings_left(&self) -> Option<u32> {
-        self.info.mappings_left
+    /// The files by which a hot reset (VFIO_DEVICE_PCI_HOT_RESET) is shown that every function it hits is ours: the groups'. None
+    /// where the kernel knows by itself.
+    pub fn reset_files(&self) -> io::Result<Vec<OwnedFd>> {
+        self.space.reset_files()
     }
 
-    /// The numbers of the groups that this machine holds.
-    pub fn groups(&self) -> Vec<u32> {
-        lock(&self.groups).iter().map(Group::number).collect()
+    /// Opens a function, which may be a new one (hot-plug). Its DMA is stopped, and it is reset if it can be.
+    pub fn device(self: &Arc<Self>, function: &Assignable) -> Result<Device, IommuError> {
+        let opened = self.space.device(function)?;
+        Ok(Device::new(opened, function, self.clone())?)
     }
-
-    /// The files by which KVM learns whose DMA reaches its guest (KVM_DEV_VFIO_FILE).
-    pub fn files(&self) -> io::Result<Vec<OwnedFd>> {
-        let groups = lock(&self.groups);
-        groups.iter().map(Group::file).collect()
-    }
-
-    /// Opens a function; its group joins if it is not here yet (hot-plug). Its DMA is stopped, and it is reset if it can be.
-    pub fn device(self: &Arc<Self>, function: &Assignable) -> Result<Device, IommuDeviceError> {
-        let mut groups = lock(&self.groups);
-        let number = join(&mut groups, &self.container, function)?;
-        let group = groups.iter().find(|group| group.number() == number);
-        let fd = match group {
-            Some(group) => group.device(function),
-            None => Err(io::ErrorKind::NotFound.into()),
-        };
-        let fd = fd.map_err(|source| DeviceError::Open {
-            function: function.clone(),
-            source,
-        })?;
-        Ok(Device::new(fd, function, self.clone())?)
-    }
-}
-
-/// Puts the group of `function` into the container, once.
-fn join(
-    groups: &mut Vec<Group>,
-    container: &Container,
-    function: &Assignable,
-) -> Result<u32, GroupError> {
-    let number = group::number_of(function)?;
-    if !groups.iter().any(|group| group.number() == number) {
-        let group = Group::open(number)?;
-        group.join(container)?;
-        groups.push(group);
-    }
-    Ok(number)
-}
-
-/// A device cannot be had from this IOMMU.
-#[derive(Debug, thiserror::Error)]
-pub enum IommuDeviceError {
-    /// Its group is not ours to use.
-    #[error(transparent)]
-    Group(#[from] GroupError),
-    /// It cannot be opened.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
 }
 
 impl DmaTarget for Iommu {
     fn map(&self, iova: u64, memory: Arc<dyn HostMapping>) -> Result<(), DmaError> {
         let len = memory.len() as u64;
         let mut mapped = lock(&self.mapped);
-        self.container
+        self.space
             .map(iova, memory.address() as u64, len, !memory.is_read_only())
-            .map_err(|source| DmaError { iova, len, source })?;
+            .map_err(|source| DmaError {
+                interface: self.interface(),
+                iova,
+                len,
+                source,
+            })?;
         mapped.insert(iova, memory);
         Ok(())
     }
@@ -179,7 +190,7 @@ impl DmaTarget for Iommu {
     fn unmap(&self, iova: u64) {
         let mut mapped = lock(&self.mapped);
         if let Some(memory) = mapped.get(&iova) {
-            match self.container.unmap(iova, memory.len() as u64) {
+            match self.space.unmap(iova, memory.len() as u64) {
                 Ok(()) => drop(mapped.remove(&iova)),
                 // Devices may still reach it, so it must not be used for anything else: it stays ours until the end.
                 Err(error) => log::error!("DMA mapping at {iova:#x} cannot be undone: {error}"),
@@ -188,7 +199,7 @@ impl DmaTarget for Iommu {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -198,17 +209,27 @@ mod tests {
 
     #[test]
     fn a_refused_mapping_says_what_to_do_about_its_errno() {
-        let refused = |errno| {
+        let refused = |interface, errno| {
             let source = io::Error::from_raw_os_error(errno);
             let (iova, len) = (0x1_0000_0000, 512 << 20);
-            DmaError { iova, len, source }.to_string()
+            let error = DmaError {
+                interface,
+                iova,
+                len,
+                source,
+            };
+            error.to_string()
         };
+        let container = |errno| refused(Interface::Container, errno);
         assert_eq!(
-            refused(libc::ENOMEM),
+            container(libc::ENOMEM),
             "cannot map 512 MiB at 0x100000000 for DMA\n  that much memory cannot be locked: \
              give the guest less with --memory, or allow it, as root:  ulimit -l 524288"
         );
-        assert!(refused(libc::EINVAL).ends_with("cat /sys/kernel/iommu_groups/*/reserved_regions"));
-        assert!(refused(libc::ENOSPC).ends_with("/parameters/dma_entry_limit"));
+        assert!(
+            container(libc::EINVAL).ends_with("cat /sys/kernel/iommu_groups/*/reserved_regions")
+        );
+        assert!(container(libc::ENOSPC).ends_with("/parameters/dma_entry_limit"));
+        assert!(refused(Interface::Iommufd, libc::ENOMEM).contains("all processes of a user"));
     }
 }

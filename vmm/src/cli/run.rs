@@ -4,6 +4,8 @@ use std::{convert::Infallible, path::PathBuf, str::FromStr};
 
 use clap::Args;
 
+use vfio::kernel::Interface;
+
 use super::{MemoryArg, VfioArg};
 use crate::console::Serial;
 
@@ -37,6 +39,9 @@ pub struct RunArgs {
     /// [,msix=in-place|relocate][,managed=on|off]; may be repeated
     #[arg(long, value_name = "DEV")]
     pub vfio: Vec<VfioArg>,
+    /// How the kernel maps memory for the devices; auto takes what the host has, the container first
+    #[arg(long, value_name = "auto|container|iommufd", default_value = "auto")]
+    pub iommu_backend: IommuBackend,
     /// Where the guest's serial port goes: stdio, null, or a file
     #[arg(long, value_name = "stdio|FILE|null", default_value = "stdio")]
     pub serial: Serial,
@@ -54,6 +59,24 @@ pub struct RunArgs {
     pub force: bool,
 }
 
+/// Which of the kernel's interfaces to use: none in particular, or this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IommuBackend(pub Option<Interface>);
+
+impl FromStr for IommuBackend {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = [Interface::Container, Interface::Iommufd]
+            .into_iter()
+            .find(|interface| interface.to_string() == text);
+        match named {
+            None if text != "auto" => Err("write auto, container or iommufd"),
+            named => Ok(Self(named)),
+        }
+    }
+}
+
 impl FromStr for Serial {
     type Err = Infallible;
 
@@ -63,5 +86,19 @@ impl FromStr for Serial {
             "null" => Self::Null,
             path => Self::File(path.into()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_named_or_left_to_the_host() {
+        let of = |text: &str| text.parse::<IommuBackend>().map(|backend| backend.0);
+        assert_eq!(of("auto"), Ok(None));
+        assert_eq!(of("container"), Ok(Some(Interface::Container)));
+        assert_eq!(of("iommufd"), Ok(Some(Interface::Iommufd)));
+        assert!(of("type1").is_err());
     }
 }

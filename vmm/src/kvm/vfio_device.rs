@@ -4,13 +4,17 @@
 //! its WBINVD, both of which it ignores for guests that have no such device. And a guest that has a device's registers mapped gets
 //! the mitigations that only those need (Documentation/admin-guide/hw-vuln/processor_mmio_stale_data.rst).
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use kvm_bindings::{
-    KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_VFIO,
+    KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_create_device,
+    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_VFIO,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
+use vfio::kernel::GuestLink;
 
 use super::KvmError;
 
@@ -31,20 +35,32 @@ impl VfioDevice {
         Ok(Self { device })
     }
 
-    /// Tells KVM of a VFIO group (whose container has its IOMMU by now: that is where KVM learns about coherency). To be called
-    /// before devices of it are opened.
-    pub fn add(&self, file: BorrowedFd<'_>) -> Result<(), KvmError> {
+    fn change(&self, what: u32, file: BorrowedFd<'_>) -> io::Result<()> {
         let number = file.as_raw_fd();
         let pointer = &raw const number;
         let attribute = kvm_device_attr {
             group: KVM_DEV_VFIO_FILE,
-            attr: KVM_DEV_VFIO_FILE_ADD.into(),
+            attr: what.into(),
             addr: pointer.expose_provenance() as u64,
             ..Default::default()
         };
         self.device
             .set_device_attr(&attribute)
-            .map_err(KvmError::call("KVM_DEV_VFIO_FILE_ADD"))
+            .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
+    }
+}
+
+impl GuestLink for VfioDevice {
+    fn add(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.change(KVM_DEV_VFIO_FILE_ADD, file)
+    }
+
+    fn remove(&self, file: BorrowedFd<'_>) {
+        if let Err(error) = self.change(KVM_DEV_VFIO_FILE_DEL, file) {
+            log::error!(
+                "KVM does not let go of a device's file before the guest has ended: {error}"
+            );
+        }
     }
 }
 
@@ -66,10 +82,10 @@ mod tests {
         };
         let file = File::open("/dev/null").unwrap();
         let refused = device.add(file.as_fd()).unwrap_err();
-        let KvmError::Call { source, .. } = refused else {
-            panic!("{refused}");
-        };
         // Not EFAULT or ENXIO: the number was read, and it is the file that is wrong.
-        assert_eq!(source.errno(), libc::EINVAL);
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        // A file that it was not told of.
+        let unknown = device.change(KVM_DEV_VFIO_FILE_DEL, file.as_fd());
+        assert_eq!(unknown.unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
 }

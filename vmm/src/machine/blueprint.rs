@@ -1,6 +1,6 @@
 //! From what the machine is to be to a machine, in two steps: what can be found wrong before any device is touched, and the rest.
 
-use std::{io::Write, os::fd::AsFd, sync::Arc};
+use std::{io::Write, sync::Arc};
 
 use arch::{
     cpuid::{self, Leaf},
@@ -14,7 +14,7 @@ use devices::{
 use vfio::{
     Assignable,
     assigned::{AssignedFunction, Wiring},
-    kernel::{DmaTarget, Iommu},
+    kernel::{DmaTarget, GuestLink, Interface, Iommu},
 };
 
 use super::{Config, Machine, MachineError};
@@ -70,9 +70,7 @@ impl Blueprint {
             vm,
             supported,
         } = self;
-        let iommu = open_iommu(&config)?;
-        let vfio_device = iommu.as_deref().map(|iommu| tell_kvm(&vm, iommu));
-        let vfio_device = vfio_device.transpose()?;
+        let iommu = open_iommu(&config, &vm)?;
         let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
         let ram = Ram::reserve(&ram_layout, config.pages)?;
         // Zeroing pages takes longer than everything else together: it goes on beside what follows.
@@ -98,7 +96,6 @@ impl Blueprint {
             processors,
             assigned,
             platform,
-            _vfio_device: vfio_device,
             _iommu: iommu.clone(),
             boot,
             windows,
@@ -161,24 +158,19 @@ impl Machine {
     }
 }
 
-/// The address space of the assigned functions' DMA, if there are any.
-fn open_iommu(config: &Config) -> Result<Option<Arc<Iommu>>, MachineError> {
+/// The address space of the assigned functions' DMA, if there are any. KVM learns of their files.
+fn open_iommu(config: &Config, vm: &Vm) -> Result<Option<Arc<Iommu>>, MachineError> {
     let assigned = config.assigned.iter();
     let devices: Vec<Assignable> = assigned.map(|one| one.device.clone()).collect();
     if devices.is_empty() {
-        Ok(None)
-    } else {
-        Ok(Some(Iommu::open(&devices)?))
+        return Ok(None);
     }
-}
-
-/// Tells KVM of the groups, before their devices are opened.
-fn tell_kvm(vm: &Vm, iommu: &Iommu) -> Result<VfioDevice, MachineError> {
-    let device = VfioDevice::create(&vm.fd)?;
-    for file in iommu.files().map_err(MachineError::Groups)? {
-        device.add(file.as_fd())?;
-    }
-    Ok(device)
+    let found = config.interface.or_else(Interface::of_host);
+    // Without either, the container's error says what to load.
+    let interface = found.unwrap_or(Interface::Container);
+    log::info!("mapping for DMA through the {interface} interface");
+    let link: Arc<dyn GuestLink> = Arc::new(VfioDevice::create(&vm.fd)?);
+    Ok(Some(Iommu::open(interface, &devices, &link)?))
 }
 
 /// Where RAM goes: around what devices cannot reach, and within what the CPUs can.

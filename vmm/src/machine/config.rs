@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use devices::pci::Slot;
-use vfio::{Assignable, assigned};
+use vfio::{Assignable, assigned, kernel::Interface};
 
 use crate::{console::Serial, ram::Pages};
 
@@ -26,6 +26,8 @@ pub struct Config {
     pub prefault: bool,
     /// Devices of the host's that the guest gets.
     pub assigned: Vec<Assignment>,
+    /// Which of the kernel's interfaces their DMA goes through; the one that the host has, if nothing.
+    pub interface: Option<Interface>,
     /// Where the serial port goes.
     pub serial: Serial,
     /// End at the guest's reboot.

@@ -49,9 +49,6 @@ pub enum MachineError {
     /// The IOMMU.
     #[error(transparent)]
     Iommu(#[from] IommuError),
-    /// No descriptors left to tell KVM of the IOMMU groups.
-    #[error("the IOMMU groups' files\n  they take a few open files:  ulimit -n")]
-    Groups(#[source] io::Error),
     /// RAM cannot be mapped for DMA.
     #[error(transparent)]
     Dma(#[from] DmaError),

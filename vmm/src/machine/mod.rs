@@ -21,7 +21,7 @@ use vfio::{assigned::AssignedFunction, kernel::Iommu};
 use crate::{
     boot::Boot,
     events::{Event, Events},
-    kvm::{Vm, irqchip::IrqchipState, vfio_device::VfioDevice},
+    kvm::{Vm, irqchip::IrqchipState},
     platform::Platform,
     processors::Processors,
     ram::Ram,
@@ -47,13 +47,13 @@ pub enum Outcome {
 
 /// A machine.
 ///
-/// Fields are dropped in this order: the vCPUs stop; the devices leave the bus, stop their interrupts and close; KVM lets go of
-/// the groups, since a group that anybody holds keeps its mappings; the IOMMU lets go of the memory; then the memory goes.
+/// Fields are dropped in this order: the vCPUs stop; the devices leave the bus, stop their interrupts, KVM lets go of them and they
+/// close; the IOMMU has KVM let go of the groups, since a group that anybody holds keeps its mappings, and lets go of the memory;
+/// then the memory goes.
 pub struct Machine {
     processors: Processors,
     assigned: Vec<(Slot, Arc<AssignedFunction>)>,
     platform: Platform,
-    _vfio_device: Option<VfioDevice>,
     _iommu: Option<Arc<Iommu>>,
     boot: Boot,
     windows: Windows,

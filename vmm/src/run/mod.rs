@@ -14,6 +14,7 @@ use devices::pci::{Bdf, Slot};
 use vfio::{
     Assignable,
     host::{BindOptions, Host, Mac, limits},
+    kernel::Interface,
 };
 
 use crate::{
@@ -185,9 +186,18 @@ fn config(args: &RunArgs, assigned: Vec<Assignment>) -> Config {
         // The DMA map pins all of RAM one page after the other; populated by several threads first, that is several times faster.
         prefault: args.memory.prefault.unwrap_or(!assigned.is_empty()),
         assigned,
+        interface: args.iommu_backend.0,
         serial: args.serial.clone(),
         no_reboot: args.no_reboot,
         stats: args.stats.clone(),
+    }
+}
+
+/// Which of the kernel's interfaces the devices' memory will be mapped by, as far as that can be told.
+fn interface(config: &Config) -> String {
+    match config.interface.or_else(Interface::of_host) {
+        Some(interface) => format!("the kernel's {interface} interface"),
+        None => "what the kernel has once its modules are loaded".into(),
     }
 }
 
@@ -205,6 +215,9 @@ fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
     println!("  cmdline  {}", config.cmdline);
     for Assignment { slot, device, .. } in &config.assigned {
         println!("  00:{slot}  is the host's {device}");
+    }
+    if !config.assigned.is_empty() {
+        println!("  DMA through {}", interface(config));
     }
     for step in host.plan(managed) {
         println!("host: {step}");
