@@ -1,16 +1,20 @@
 //! The function's BARs: what the guest is told of them, and which parts it reaches without an exit.
 //!
 //! Each area that the kernel lets us map is mapped once, as the kernel lists it (some drivers refuse anything else). What is cut is
-//! what the guest gets of it: never the page of the MSI-X table, even where the kernel would allow that (MSIX_MAPPABLE), because the
-//! guest's table holds the guest's messages.
+//! what the guest gets of it: never the pages of the MSI-X table, even where the kernel would allow that (MSIX_MAPPABLE), because the
+//! guest's table holds the guest's messages; and never those of the pending bits, because the device knows nothing of a vector that
+//! only the guest has masked.
 
-use std::{io, ops::Range};
+use std::{io, iter, ops::Range, sync::Arc};
 
-use devices::pci::{
-    bar::{BarKind, BarSpec},
-    msix::MsixLocation,
-    registers::BAR0,
-    space::Direct,
+use devices::{
+    mapping::HostMapping,
+    pci::{
+        bar::{BarKind, BarSpec},
+        msix::MsixLocation,
+        registers::BAR0,
+        space::Direct,
+    },
 };
 
 use crate::kernel::{
@@ -81,32 +85,22 @@ pub(super) fn pba_range(msix: &MsixLocation) -> Range<u64> {
     msix.pba_offset..msix.pba_offset + msix.pba_len()
 }
 
-/// Maps what can be mapped of a region, and cuts it around the pages of `table`.
+/// Maps what can be mapped of a region, and cuts it around the pages of `emulated`.
 ///
 /// What fails is left to the trap: slower, and a warning, but the card works.
 pub(super) fn direct(
     host: &dyn HostFunction,
     region: &RegionInfo,
-    table: Option<Range<u64>>,
+    emulated: &[Range<u64>; 2],
 ) -> Vec<Direct> {
     let page = page_bytes();
-    let hole = table.map_or(0..0, |table| {
-        table.start / page * page..table.end.next_multiple_of(page)
-    });
     let areas = region
         .mappable
         .iter()
         .filter(|area| area.offset.is_multiple_of(page));
     areas
         .flat_map(|&area| match host.map(region, area) {
-            Ok(whole) => cut(area.offset..area.offset + whole.len() as u64, &hole)
-                .into_iter()
-                .filter_map(|kept| {
-                    let len = kept.end - kept.start;
-                    let memory = part(&whole, Area { offset: kept.start - area.offset, len })?;
-                    Some(Direct { offset: kept.start, memory })
-                })
-                .collect(),
+            Ok(whole) => parts(area.offset, &whole, emulated),
             Err(error) => {
                 let Area { offset, len } = area;
                 log::warn!("region {}: {len:#x} bytes at {offset:#x} cannot be mapped, every access will exit: {error}", region.index.0);
@@ -116,10 +110,40 @@ pub(super) fn direct(
         .collect()
 }
 
+/// What the guest gets of `whole`, which is mapped from `start` of its region on.
+fn parts(start: u64, whole: &Arc<dyn HostMapping>, emulated: &[Range<u64>; 2]) -> Vec<Direct> {
+    let whole_range = start..start + whole.len() as u64;
+    let mut kept: Vec<_> = iter::once(whole_range).collect();
+    for range in emulated {
+        kept = kept
+            .iter()
+            .flat_map(|part| cut(part, &pages(range)))
+            .collect();
+    }
+    kept.into_iter()
+        .filter_map(|Range { start: offset, end }| {
+            let area = Area {
+                offset: offset - start,
+                len: end - offset,
+            };
+            part(whole, area).map(|memory| Direct { offset, memory })
+        })
+        .collect()
+}
+
+/// The whole pages that `range` is in; none if it is empty.
+fn pages(range: &Range<u64>) -> Range<u64> {
+    if range.is_empty() {
+        return 0..0;
+    }
+    let page = page_bytes();
+    range.start / page * page..range.end.next_multiple_of(page)
+}
+
 /// What remains of `range` without `hole`.
-fn cut(range: Range<u64>, hole: &Range<u64>) -> Vec<Range<u64>> {
+fn cut(range: &Range<u64>, hole: &Range<u64>) -> Vec<Range<u64>> {
     if hole.is_empty() {
-        return vec![range];
+        return vec![range.clone()];
     }
     let before = range.start..range.end.min(hole.start);
     let after = range.start.max(hole.end)..range.end;
@@ -143,9 +167,9 @@ mod tests {
         }
     }
 
-    fn direct_parts(host: &FakeHost, table: Option<Range<u64>>) -> Vec<(u64, usize)> {
+    fn direct_parts(host: &FakeHost, emulated: &[Range<u64>; 2]) -> Vec<(u64, usize)> {
         let region = host.region(RegionIndex(0)).unwrap();
-        let parts = direct(host, &region, table);
+        let parts = direct(host, &region, emulated);
         parts
             .iter()
             .map(|part| (part.offset, part.memory.len()))
@@ -153,30 +177,32 @@ mod tests {
     }
 
     #[test]
-    fn the_pages_of_the_table_are_cut_out() {
+    fn the_pages_of_the_table_and_of_the_pending_bits_are_cut_out() {
         let host = FakeHost::default().with_region(0, vec![0; 0x4000], true);
-        assert_eq!(direct_parts(&host, None), [(0, 0x4000)]);
-        assert_eq!(
-            direct_parts(&host, Some(0x2010..0x2040)),
-            [(0, 0x2000), (0x3000, 0x1000)]
-        );
-        assert_eq!(direct_parts(&host, Some(0..0x30)), [(0x1000, 0x3000)]);
-        assert_eq!(direct_parts(&host, Some(0x3ff0..0x4000)), [(0, 0x3000)]);
-        assert_eq!(direct_parts(&host, Some(0xff0..0x2010)), [(0x3000, 0x1000)]);
-        assert_eq!(direct_parts(&host, Some(0..0x4000)), []);
+        let parts = |table, pba| direct_parts(&host, &[table, pba]);
+        let (first, last) = ((0, 0x1000), (0x3000, 0x1000));
+        assert_eq!(parts(0..0, 0..0), [(0, 0x4000)]);
+        assert_eq!(parts(0x8..0x8, 0..0), [(0, 0x4000)]);
+        assert_eq!(parts(0x2010..0x2040, 0..0), [(0, 0x2000), last]);
+        assert_eq!(parts(0..0x30, 0..0), [(0x1000, 0x3000)]);
+        assert_eq!(parts(0x3ff0..0x4000, 0..0), [(0, 0x3000)]);
+        assert_eq!(parts(0xff0..0x2010, 0..0), [last]);
+        assert_eq!(parts(0..0x4000, 0..0), []);
+        assert_eq!(parts(0x1000..0x1030, 0x2800..0x2808), [first, last]);
+        assert_eq!(parts(0x2000..0x2030, 0x2800..0x2808), [(0, 0x2000), last]);
     }
 
     #[test]
     fn a_bar_smaller_than_a_page_is_mapped_as_its_page_unless_the_table_is_in_it() {
         let host = FakeHost::default().with_region(0, vec![0; 256], true);
-        assert_eq!(direct_parts(&host, None), [(0, 0x1000)]);
-        assert_eq!(direct_parts(&host, Some(0x80..0xb0)), []);
+        assert_eq!(direct_parts(&host, &[0..0, 0..0]), [(0, 0x1000)]);
+        assert_eq!(direct_parts(&host, &[0x80..0xb0, 0..0]), []);
     }
 
     #[test]
     fn what_the_kernel_does_not_list_is_trapped() {
         let host = FakeHost::default().with_region(0, vec![0; 0x4000], false);
-        assert_eq!(direct_parts(&host, None), []);
+        assert_eq!(direct_parts(&host, &[0..0, 0..0]), []);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The assigned PCI function: a function of the host's on the guest's bus.
 //!
 //! The guest's accesses to BARs go straight to the hardware where the kernel lets a BAR be mapped; what must be emulated is the
-//! configuration space, the page of the MSI-X table, and nothing else. Both sides are untrusted: registers, capability lists and
-//! region sizes are what a device says, and everything else is what a guest does.
+//! configuration space, the pages of the MSI-X table and its pending bits, and nothing else. Both sides are untrusted: registers,
+//! capability lists and region sizes are what a device says, and everything else is what a guest does.
 //!
 //! Left out for now, each with its place kept: the expansion ROM, legacy VGA, hot reset.
 //!

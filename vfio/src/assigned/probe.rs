@@ -164,18 +164,19 @@ impl Probed {
         for spec in &self.specs {
             let region = &self.regions[spec.index];
             let table = self.msix.filter(|msix| msix.table_bar == spec.index);
-            let table = table.map(|msix| bars::table_range(&msix));
+            let table = table.map_or(0..0, |msix| bars::table_range(&msix));
             let pba = self.msix.filter(|msix| msix.pba_bar == spec.index);
+            let pba = pba.map_or(0..0, |msix| bars::pba_range(&msix));
             let direct = match mmap && spec.kind.is_memory() {
-                true => bars::direct(&**host, region, table.clone()),
+                true => bars::direct(&**host, region, &[table.clone(), pba.clone()]),
                 false => Vec::new(),
             };
             let trap = BarTrap {
                 host: host.clone(),
                 region: region.clone(),
                 interrupts: interrupts.clone(),
-                table: table.unwrap_or_default(),
-                pba: pba.map(|msix| bars::pba_range(&msix)).unwrap_or_default(),
+                table,
+                pba,
                 counters: counters[spec.index].clone(),
             };
             placed[spec.index] = Some(Region {

@@ -170,16 +170,22 @@ fn bars_come_after_the_device_decodes_and_go_before_it_stops() {
     let guest = guest();
     assert_eq!(
         guest.write(COMMAND, &[6, 0]),
-        // BAR 3 without the page of the MSI-X table.
+        // BAR 3 without the pages of the MSI-X table and of the pending bits.
         [
             "write 7 0x4 [6, 4]",
             "map 0x80000000 0x4000",
-            "map 0x80011000 0x3000"
+            "map 0x80011000 0x1000",
+            "map 0x80013000 0x1000"
         ]
     );
     assert_eq!(
         guest.write(COMMAND, &[4, 0]),
-        ["unmap 0x80000000", "unmap 0x80011000", "write 7 0x4 [4, 4]"]
+        [
+            "unmap 0x80000000",
+            "unmap 0x80013000",
+            "unmap 0x80011000",
+            "write 7 0x4 [4, 4]"
+        ]
     );
 }
 
@@ -203,6 +209,7 @@ fn a_function_that_sleeps_is_off_the_bus() {
         calls,
         [
             "unmap 0x80000000",
+            "unmap 0x80013000",
             "unmap 0x80011000",
             "write 7 0x44 [3, 0]"
         ]
@@ -249,6 +256,19 @@ fn the_table_is_emulated_and_the_rest_of_its_page_forwarded() {
 }
 
 #[test]
+fn pending_bits_are_what_latched_and_not_what_the_device_says() {
+    let guest = guest();
+    guest.host.bytes(3)[0x2000] = 0xff;
+    guest.write(COMMAND, &[2, 0]);
+    guest.source.latch(1);
+    let mut pending = [0; 8];
+    guest.memory.read(BAR3 + 0x2000, &mut pending);
+    assert_eq!(pending, [2, 0, 0, 0, 0, 0, 0, 0]);
+    let _ = guest.memory.write(BAR3 + 0x2000, &[0xff; 8]);
+    assert_eq!(guest.host.bytes(3)[0x2000], 0xff);
+}
+
+#[test]
 fn a_device_that_was_pulled_out_reads_all_ones_and_stays_off_the_bus() {
     let guest = guest();
     guest.write(COMMAND, &[2, 0]);
@@ -288,6 +308,7 @@ fn what_is_dropped_is_off_the_bus_and_silent() {
         host.take_calls(),
         [
             "unmap 0x80000000",
+            "unmap 0x80013000",
             "unmap 0x80011000",
             "disarm Msix",
             "write 7 0x4 [0, 4]"
