@@ -79,6 +79,8 @@ pub enum BarError {
 pub struct Bars {
     // From BAR0 to the end of the ROM register; what lies between reads as zero here and is nobody's business.
     registers: RegisterFile,
+    // The same as software wrote it last, read-only bits and all: tells a question for the size from an address.
+    written: RegisterFile,
     specs: Vec<BarSpec>,
 }
 
@@ -159,10 +161,13 @@ fn fits(kind: BarKind, address: u64, end: u64) -> bool {
 impl Bars {
     /// Registers for `specs`, all at address 0. The specs may come from a device: they are checked.
     pub fn new(specs: &[BarSpec]) -> Result<Self, BarError> {
+        const LEN: usize = ROM + 4 - BAR0;
         let mut bars = Self {
-            registers: RegisterFile::new(ROM + 4 - BAR0),
+            registers: RegisterFile::new(LEN),
+            written: RegisterFile::new(LEN),
             specs: specs.to_vec(),
         };
+        bars.written.allow(0, &[0xff; LEN]);
         let mut taken = [false; REGISTERS];
         for spec in specs {
             spec.check()?;
@@ -213,6 +218,7 @@ impl Bars {
     pub fn write(&mut self, offset: u16, data: &[u8]) {
         if let Some(at) = usize::from(offset).checked_sub(BAR0) {
             self.registers.write(at, data);
+            self.written.write(at, data);
         }
     }
 
@@ -222,6 +228,7 @@ impl Bars {
             let keep = self.value(spec) & !spec.mask();
             let value = (address & spec.mask() | keep).to_le_bytes();
             self.registers.set(spec.at(), &value[..spec.kind.width()]);
+            self.written.set(spec.at(), &value[..spec.kind.width()]);
         }
     }
 
@@ -256,12 +263,9 @@ impl Bars {
         };
         let enabled = command & wanted != 0 && (index != ROM_INDEX || value & ROM_ENABLE != 0);
         let address = value & spec.mask();
-        // A lower half of all-ones is software asking for the size (§6.2.5.1): the range then ends at the very top of 4 GiB, or of
-        // everything, where no BAR is ever put. Half way through sizing a 64-bit BAR that has an address, the range can look like a
-        // real one: it must still be in a window of the host bridge to be placed.
         let end = address.checked_add(size);
         let placed = address != 0 && end.is_some_and(|end| fits(kind, address, end));
-        (enabled && placed).then_some(Decoded {
+        (enabled && placed && !self.is_asked_for_its_size(spec)).then_some(Decoded {
             index,
             kind,
             address,
@@ -269,11 +273,20 @@ impl Bars {
         })
     }
 
+    /// All-ones are not an address but the question for the size (§6.2.5.1). It needs no rule where the range then ends at the very top
+    /// of 4 GiB, or of everything: no BAR is ever put there. But the lower half of a 64-bit BAR whose upper half keeps its address makes
+    /// a range like any other.
+    fn is_asked_for_its_size(&self, spec: &BarSpec) -> bool {
+        let has_low_half = spec.kind.width() == 8 && spec.size < 1 << 32;
+        has_low_half && self.written.dword(spec.at()) == u32::MAX
+    }
+
     /// Back to power-on: every address 0, the ROM disabled.
     pub fn reset(&mut self) {
         let len = self.registers.bytes().len();
         // Through the masks, so that the type bits stay.
         self.registers.write(0, &vec![0; len]);
+        self.written.write(0, &vec![0; len]);
     }
 }
 
@@ -358,6 +371,28 @@ mod tests {
         }
         bars.reset();
         assert_eq!(bars.decoded(COMMAND_MEMORY | COMMAND_IO), []);
+    }
+
+    #[test]
+    fn sizing_a_wide_bar_that_has_an_address_does_not_move_it_on_the_way() {
+        let mut bars = card();
+        bars.assign(4, 0x12_8000_4000);
+        let place = |bars: &Bars| bars.decoded(COMMAND_MEMORY).first().map(|d| d.address);
+        let low = dword(&bars, 0x20);
+        bars.write(0x20, &[0xff; 4]);
+        assert_eq!(
+            (place(&bars), bars.address(4)),
+            (None, Some(0x12_ffff_c000))
+        );
+        bars.write(0x20, &low.to_le_bytes());
+        assert_eq!(place(&bars), Some(0x12_8000_4000));
+        // The same address, meant as one.
+        bars.write(0x20, &0xffff_c00c_u32.to_le_bytes());
+        assert_eq!(place(&bars), Some(0x12_ffff_c000));
+        // Of 16 GiB, the lower half holds no part of the address.
+        bars.assign(0, 0x4_0000_0000);
+        bars.write(0x10, &[0xff; 4]);
+        assert_eq!(place(&bars), Some(0x4_0000_0000));
     }
 
     #[test]

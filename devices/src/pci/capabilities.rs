@@ -78,13 +78,10 @@ pub fn find_extended(config: &[u8], id: u16) -> Option<usize> {
 }
 
 /// Unlinks the capabilities that `hidden` names and clears their bytes. Answers with what was cleared, so that the same bytes can be
-/// kept from the device.
+/// kept from the device. What is left is a list that ends, whatever it was before: a guest's walk may have no bound.
 pub fn hide(config: &mut [u8], hidden: impl Fn(Capability) -> bool) -> Vec<Range<usize>> {
     let all = standard(config).map(|c| (c.offset, hidden(c)));
     let (gone, kept) = divide(all);
-    if gone.is_empty() {
-        return Vec::new();
-    }
     // Each link holds the offset of the next that is kept, and the last one zero.
     let links = std::iter::once(CAPABILITIES).chain(kept.iter().map(|offset| offset + 1));
     for (link, target) in links.zip(kept.iter().copied().chain([0])) {
@@ -95,7 +92,7 @@ pub fn hide(config: &mut [u8], hidden: impl Fn(Capability) -> bool) -> Vec<Range
     clear(config, &gone, &kept, length, EXTENDED)
 }
 
-/// Unlinks the extended capabilities that `hidden` names and clears their bytes; answers with what was cleared.
+/// Unlinks the extended capabilities that `hidden` names and clears their bytes; answers with what was cleared. This list ends, too.
 ///
 /// The list has no head to point elsewhere: it starts at 0x100, whatever is there. A first capability that is hidden becomes a null
 /// capability (ID 0, version 0), which has a link and nothing else; if it is the last too, that is how an empty list is written.
@@ -105,9 +102,6 @@ pub fn hide_extended(
 ) -> Vec<Range<usize>> {
     let all = extended_headers(config).map(|c| (c.offset, c.id != 0 && hidden(c)));
     let (gone, kept) = divide(all);
-    if gone.is_empty() {
-        return Vec::new();
-    }
     let cleared = clear(config, &gone, &kept, extended_length, CONFIG_LEN);
     let first_is_gone = gone.contains(&EXTENDED);
     let links = first_is_gone
@@ -306,6 +300,21 @@ mod tests {
         set_next(&mut config, 0x140, 0x140);
         assert_eq!(ids(&config), [1, 2]);
         assert_eq!(extended_ids(&config), [1, 3]);
+    }
+
+    #[test]
+    fn a_list_that_loops_is_shown_as_one_that_ends() {
+        let mut config = config(&[(0x40, 1), (0x50, 2)], &[(0x100, 1), (0x140, 3)]);
+        config[0x51] = 0x40;
+        set_next(&mut config, 0x140, 0x140);
+        assert_eq!(hide(&mut config, |_| false), []);
+        assert_eq!(hide_extended(&mut config, |_| false), []);
+        assert_eq!((config[0x41], config[0x51]), (0x50, 0));
+        assert_eq!(config[0x140..0x144], [3, 0, 1, 0]);
+        assert_eq!(
+            (ids(&config), extended_ids(&config)),
+            (vec![1, 2], vec![1, 3])
+        );
     }
 
     #[test]

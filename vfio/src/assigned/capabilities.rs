@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use devices::pci::{
     capabilities::{self, Capability, ExtendedCapability},
-    registers::{CAP_ADVANCED_FEATURES, CAP_EXPRESS, CAP_MSI, CAP_MSIX, CAP_POWER},
+    registers::{CAP_ADVANCED_FEATURES, CAP_EXPRESS, CAP_MSI, CAP_MSIX, CAP_POWER, EXTENDED},
 };
 
 /// Enhanced Allocation: addresses of BARs that are not in the BARs, which nobody here would follow.
@@ -94,7 +94,7 @@ pub(super) fn rewrite(image: &mut [u8], keep_msi: bool, keep_msix: bool) -> Foun
         match id {
             CAP_MSI => found.msi = found.msi.or(Some(offset)),
             CAP_MSIX => found.msix = found.msix.or(Some(offset)),
-            CAP_POWER => found.power = Some(offset + 4),
+            CAP_POWER => found.power = found.power.or(Some(offset + 4)),
             CAP_ADVANCED_FEATURES => found.advanced_features(image, offset),
             CAP_EXPRESS => found.express(image, offset),
             _ => {}
@@ -130,19 +130,23 @@ impl Found {
         let Some(flags) = image.get_mut(offset + FLAGS) else {
             return;
         };
-        let (version, kind) = (*flags & 0xf, *flags >> 4);
+        // There is no version 0, which the VFs of Intel's 82599 say they have (its erratum 35): Windows fails those, too.
+        let (version, kind) = ((*flags & 0xf).max(1), *flags >> 4);
         let has_link = kind == TYPE_ENDPOINT || kind == TYPE_LEGACY_ENDPOINT;
-        if has_link {
-            *flags = version | TYPE_INTEGRATED_ENDPOINT << 4;
-        }
+        let shown = match has_link {
+            true => TYPE_INTEGRATED_ENDPOINT,
+            false => kind,
+        };
+        *flags = version | shown << 4;
         self.owned.push(offset + FLAGS..offset + FLAGS + 2);
         let links: &[Range<usize>] = match (has_link, version) {
             (false, _) => &[],
-            (true, 0..2) => &[LINK],
+            (true, 1) => &[LINK],
             (true, _) => &[LINK, LINK_2],
         };
         for link in links {
-            let range = offset + link.start..offset + link.end;
+            // A list can put it where it does not fit: what lies behind is not its own.
+            let range = offset + link.start..(offset + link.end).min(EXTENDED);
             if let Some(registers) = image.get_mut(range.clone()) {
                 registers.fill(0);
                 self.owned.push(range);
@@ -216,6 +220,23 @@ mod tests {
         assert!(owns(&found, 0x8c) && owns(&found, 0xb3));
         assert!(!owns(&found, 0x88) && !owns(&found, 0xa8));
         assert_eq!(found.function_resets, [(0x89, 0x80)]);
+    }
+
+    #[test]
+    fn a_capability_of_version_0_is_shown_as_version_1() {
+        let mut image = space(&[(CAP_EXPRESS, 0x80, &[0; 0x3a])], &[]);
+        let found = rewrite(&mut image, true, true);
+        assert_eq!(image[0x82], 0x91);
+        assert!(owns(&found, 0x8c) && !owns(&found, 0xac));
+    }
+
+    #[test]
+    fn a_capability_that_runs_out_of_its_space_takes_nothing_beyond() {
+        let mut image = space(&[(CAP_EXPRESS, 0xd4, &[2])], &[(1, 0x100)]);
+        image[0x104..0x108].fill(0x55);
+        let found = rewrite(&mut image, true, true);
+        assert_eq!(image[0x100..0x108], [1, 0, 1, 0, 0x55, 0x55, 0x55, 0x55]);
+        assert!(owns(&found, 0xe7) && !owns(&found, 0x104));
     }
 
     #[test]
