@@ -1,6 +1,9 @@
 //! The function as the PCI root sees it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+};
 
 use devices::{
     bus::Action,
@@ -24,6 +27,7 @@ use super::{
 };
 use crate::{
     Assignable,
+    host::Host,
     kernel::{HostFunction, Iommu},
 };
 
@@ -126,7 +130,7 @@ impl AssignedFunction {
         // Not a reset: the kernel made one when it opened the device (vfio_pci_core_enable in drivers/vfio/pci/vfio_pci_core.c; whether
         // it could is what `can_reset` says), and a second would cost another 100 ms for each function.
         reset::stop(&mut state);
-        state.try_pin();
+        state.try_pin()?;
         Ok(Arc::new(Self {
             name: name.clone(),
             state: Mutex::new(state),
@@ -208,13 +212,37 @@ impl Drop for AssignedFunction {
 }
 
 impl State {
-    /// A function whose pin cannot be had is shown without one, so that its driver takes messages or says what is missing.
-    fn try_pin(&mut self) {
-        if let Err(error) = self.interrupts.try_pin() {
-            log::warn!("{}: its INTx pin cannot be had: {error}", self.name);
+    /// Sees whether the host lets the pin be listened to: when the guest wants it, it is too late to refuse. A function that can do
+    /// without is shown without.
+    fn try_pin(&mut self) -> Result<(), AssignError> {
+        if let Err(source) = self.interrupts.try_pin() {
+            self.do_without_pin(source)?;
             self.interrupts.give_up_pin();
             self.config.wire_pin(0, 0);
         }
+        Ok(())
+    }
+
+    /// Refuses the function if all that it lacks is that somebody else leaves its interrupt line.
+    fn do_without_pin(&self, source: io::Error) -> Result<(), AssignError> {
+        let name = &self.name;
+        if source.raw_os_error() != Some(libc::EBUSY) {
+            log::warn!("{name}: its INTx pin cannot be had, so the guest sees none: {source}");
+            return Ok(());
+        }
+        let line = name.function();
+        let line = line.and_then(|function| Host::new().interrupt_line(function));
+        let error = AssignError::Pin {
+            function: name.clone(),
+            line,
+            source,
+        };
+        let (msi, msix) = self.config.capabilities();
+        if msi.or(msix).is_none() {
+            return Err(error);
+        }
+        log::warn!("{error}\n  until then the guest sees no pin and has to use MSI or MSI-X");
+        Ok(())
     }
 
     /// Has the pin listened to, or not, as the registers say.

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     Assignable,
+    host::InterruptLine,
     kernel::{HostFunction, IommuError, IrqIndex, RegionIndex, RegionInfo},
 };
 
@@ -63,6 +64,19 @@ pub enum AssignError {
         /// Which, and why not.
         source: BarError,
     },
+    /// It interrupts by its pin alone, and the host's line of that is not to be had.
+    #[error(
+        "{function}: its INTx pin cannot share {}\n  {}",
+        line_name(line.as_ref()), line_advice(line.as_ref())
+    )]
+    Pin {
+        /// Its name on the host.
+        function: Assignable,
+        /// The host's line, and who has it.
+        line: Option<InterruptLine>,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// There are no interrupts for it.
     #[error(
         "{function}: no interrupt vectors\n  the host may have none left, or too few open files allowed:  dmesg | tail; ulimit -n"
@@ -73,6 +87,32 @@ pub enum AssignError {
         /// Why not.
         source: io::Error,
     },
+}
+
+fn line_name(line: Option<&InterruptLine>) -> String {
+    let Some(InterruptLine { number, users }) = line else {
+        return "its interrupt line, which is in use".to_owned();
+    };
+    match users.is_empty() {
+        true => format!("IRQ {number}, which is in use"),
+        false => format!("IRQ {number} with {}", users.join(" and ")),
+    }
+}
+
+/// What to do where the line is taken. A device cannot share one if it has no INTx disable bit that works: the kernel could
+/// only mask the line for everybody on it (vfio_intx_enable in drivers/vfio/pci/vfio_pci_intrs.c).
+fn line_advice(line: Option<&InterruptLine>) -> String {
+    let functions = line.map_or(Vec::new(), InterruptLine::functions);
+    match functions.as_slice() {
+        [] => "see who has it, and take it away from there:  cat /proc/interrupts".to_owned(),
+        others => {
+            let others: Vec<_> = others.iter().map(ToString::to_string).collect();
+            format!(
+                "take it from the other driver:  viaduct bind {}",
+                others.join(" ")
+            )
+        }
+    }
 }
 
 /// What was read of a device before anything was made of it.

@@ -89,3 +89,6 @@ impl Drop for Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

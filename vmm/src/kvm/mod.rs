@@ -1,5 +1,7 @@
 //! The kernel's side of the machine: the VM, its memory slots, its interrupt routes, its vCPUs.
 
+#[cfg(test)]
+mod interruptible;
 pub mod intx;
 pub mod irqchip;
 pub mod memslots;

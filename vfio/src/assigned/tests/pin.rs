@@ -131,6 +131,53 @@ fn a_reset_disconnects_the_pin_until_the_function_is_on_again() {
     assert!(guest.host.is_armed(IrqIndex::Intx, 0));
 }
 
+fn card_whose_pin_is_taken() -> FakeHost {
+    let mut host = card();
+    host.has_pin = true;
+    host.pin_is_taken.store(true, Ordering::Relaxed);
+    host
+}
+
+#[test]
+fn a_function_with_messages_does_without_a_pin_whose_line_is_taken() {
+    let guest = Guest::new(card_whose_pin_is_taken()).unwrap();
+    assert_eq!(guest.read(LINE), [0, 0]);
+    assert_eq!(guest.write(COMMAND, &ON)[0], "write 7 0x4 [2, 4]");
+    assert!(!guest.host.is_armed(IrqIndex::Intx, 0));
+    guest.function.reset();
+    assert_eq!(guest.read(LINE), [0, 0]);
+}
+
+#[test]
+fn a_function_with_nothing_but_its_pin_is_refused_when_its_line_is_taken() {
+    let host = card_whose_pin_is_taken();
+    host.bytes(CONFIG)[0x34] = 0;
+    let refused = Guest::new(host).err().unwrap();
+    let text = refused.to_string();
+    assert!(matches!(refused, AssignError::Pin { .. }), "{text}");
+    assert!(text.starts_with(
+        "0000:03:10.3: its INTx pin cannot share its interrupt line, which is in use\n"
+    ));
+}
+
+#[test]
+fn who_has_the_line_is_named_with_what_takes_it_away() {
+    let line = crate::host::InterruptLine {
+        number: 22,
+        users: vec!["ahci[0000:00:1f.2]".to_owned(), "eth0".to_owned()],
+    };
+    let error = AssignError::Pin {
+        function: name(),
+        line: Some(line),
+        source: io::Error::from_raw_os_error(libc::EBUSY),
+    };
+    assert_eq!(
+        error.to_string(),
+        "0000:03:10.3: its INTx pin cannot share IRQ 22 with ahci[0000:00:1f.2] and eth0\n  \
+         take it from the other driver:  viaduct bind 0000:00:1f.2"
+    );
+}
+
 #[test]
 fn a_pin_that_is_lost_is_tried_again_when_the_function_is_switched_on_again() {
     let guest = guest_with_pin();

@@ -1,23 +1,11 @@
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
 use devices::interrupt::IrqLine;
 
 use super::*;
 use crate::{
-    tiny_guest::{DEADLINE, Started, TinyGuest, guest_code},
+    kvm::interruptible::{self, COUNT, VECTOR, comes_exactly, wire_pin},
+    tiny_guest::TinyGuest,
     vcpu::Stop,
 };
-
-/// Where the interrupt descriptor table and the two handlers are.
-const IDT: u64 = 0x1_0000;
-const HANDLER: u64 = 0x1_8000;
-/// Where the interrupts are counted, a quadword each.
-const COUNT: [u64; 2] = [0x2_0000, 0x2_0008];
-/// Their vectors.
-const VECTOR: [u32; 2] = [0x51, 0x41];
 
 fn message(number: usize) -> MsiMessage {
     MsiMessage {
@@ -26,62 +14,15 @@ fn message(number: usize) -> MsiMessage {
     }
 }
 
-/// A guest that counts its interrupts, and does nothing else.
+/// An interruptible guest, and the routes of its VM.
 fn interruptible() -> Option<(TinyGuest, Arc<Routes>)> {
-    // The local APIC is switched on in its spurious-interrupt register (Intel SDM vol. 3, 12.9) and told of the end at 0xb0.
-    let guest = TinyGuest::long_mode(guest_code!("code64":
-        "mov ebx, 0xfee000f0" "mov dword ptr [rbx], 0x1ff"
-        "inc qword ptr [0x3000]" "4: sti" "hlt" "jmp 4b"
-    ))?;
-    for (at, vector, handler) in [
-        (HANDLER, VECTOR[0], handler(0)),
-        (HANDLER + 0x100, VECTOR[1], handler(1)),
-    ] {
-        guest.put(at, handler);
-        // A 64-bit interrupt gate through the boot's code segment (Intel SDM vol. 3, 7.14.1).
-        let gate = [
-            at.to_le_bytes()[..2].to_vec(),
-            vec![0x10, 0, 0, 0x8e],
-            at.to_le_bytes()[2..].to_vec(),
-        ];
-        guest.put(IDT + u64::from(vector) * 16, &gate.concat());
-    }
-    let mut sregs = guest.fd().get_sregs().unwrap();
-    (sregs.idt.base, sregs.idt.limit) = (IDT, 0xfff);
-    guest.fd().set_sregs(&sregs).unwrap();
+    let guest = interruptible::guest()?;
     let routes = Arc::new(Routes::new(guest.vm.fd.clone()));
     Some((guest, routes))
 }
 
-fn handler(number: usize) -> &'static [u8] {
-    match number {
-        0 => guest_code!("code64":
-            "push rbx" "mov ebx, 0x20000" "inc qword ptr [rbx]"
-            "mov ebx, 0xfee000b0" "mov dword ptr [rbx], 0" "pop rbx" "iretq"
-        ),
-        _ => guest_code!("code64":
-            "push rbx" "mov ebx, 0x20008" "inc qword ptr [rbx]"
-            "mov ebx, 0xfee000b0" "mov dword ptr [rbx], 0" "pop rbx" "iretq"
-        ),
-    }
-}
-
 fn signal(vectors: &Vectors, vector: usize) {
     vectors.get(vector).unwrap().eventfd.write(1).unwrap();
-}
-
-/// Waits until interrupt `number` has come `times` times, and a little longer: it must be no more.
-fn comes_exactly(started: &Started<'_>, number: usize, times: u64) {
-    let begun = Instant::now();
-    while started.quadword(COUNT[number]) < times && begun.elapsed() < DEADLINE {
-        thread::yield_now();
-    }
-    thread::sleep(Duration::from_millis(20));
-    assert_eq!(
-        started.quadword(COUNT[number]),
-        times,
-        "interrupt {number}, as often as expected"
-    );
 }
 
 #[test]
@@ -307,20 +248,7 @@ fn a_pulse_of_a_wire_interrupts_by_its_pin_whatever_else_is_routed() {
     let Some((mut guest, routes)) = interruptible() else {
         return;
     };
-    let mut ioapic = kvm_bindings::kvm_irqchip {
-        chip_id: kvm_bindings::KVM_IRQCHIP_IOAPIC,
-        ..Default::default()
-    };
-    guest.vm.fd.get_irqchip(&mut ioapic).unwrap();
-    // Edge-triggered, unmasked, fixed delivery to APIC 0.
-    // SAFETY: the chip is the IOAPIC, so that is the part of the union that KVM filled.
-    let mut pins = unsafe { ioapic.chip.ioapic };
-    pins.redirtbl[4].bits = VECTOR[0].into();
-    ioapic.chip.ioapic = pins;
-    guest.vm.fd.set_irqchip(&ioapic).unwrap();
-    let mut lapic = guest.fd().get_lapic().unwrap();
-    arch::lapic::wire_local_interrupts(&mut lapic.regs);
-    guest.fd().set_lapic(&lapic).unwrap();
+    wire_pin(&guest, 4, VECTOR[0].into());
     let line = routes.line(4).unwrap();
     let started = guest.start();
     started.wait_until_it_counts();
