@@ -1,12 +1,15 @@
 //! The cards of the simulated host, as QEMU's command line says them. The machine's own devices have fixed, high slots on
 //! pcie.0, so whatever is added takes the low ones and the example card stays at 03:00.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::disks::Disk;
 
 /// What is plugged into an L1.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Cards {
     arguments: Vec<String>,
+    disks: Vec<&'static str>,
 }
 
 impl Cards {
@@ -37,6 +40,12 @@ impl Cards {
         )
     }
 
+    /// A disk for a controller, which names it by `drive=NAME`. `Host::disk` knows what is on it.
+    pub(crate) fn with_disk(mut self, name: &'static str) -> Self {
+        self.disks.push(name);
+        self
+    }
+
     /// Adds QEMU arguments, separated by spaces.
     pub(crate) fn with(mut self, arguments: &str) -> Self {
         self.arguments
@@ -53,6 +62,12 @@ impl Cards {
     /// The arguments.
     pub(crate) fn arguments(&self) -> &[String] {
         &self.arguments
+    }
+
+    /// The disks, as they are in a run's folder.
+    pub(crate) fn disks(&self, dir: &Path) -> Vec<Disk> {
+        let named = |name: &&str| Disk::new(name, dir);
+        self.disks.iter().map(named).collect()
     }
 }
 
@@ -109,10 +124,37 @@ impl Machine {
 /// What a boot of L1 needs to find.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
+    /// The run's folder.
+    pub(crate) dir: PathBuf,
+    /// Which boot of the lab's it is, and which attempt at it.
+    boot: u32,
+    attempt: u32,
+}
+
+impl Places {
+    /// The places of one attempt at a boot.
+    pub(crate) fn of(dir: &Path, boot: u32, attempt: u32) -> Self {
+        let dir = dir.to_owned();
+        Self { dir, boot, attempt }
+    }
+
     /// Shared with L1, which sees it as /lab.
-    pub(crate) share: PathBuf,
-    /// The agent's socket, in the abstract namespace: no file to clean up, and no limit on the length of paths.
-    pub(crate) socket: String,
+    pub(crate) fn share(&self) -> PathBuf {
+        self.dir.join("share")
+    }
+
     /// Where L1's first serial port is written to.
-    pub(crate) serial_log: PathBuf,
+    pub(crate) fn serial_log(&self) -> PathBuf {
+        self.dir.join(format!("l1-serial-{}.log", self.attempt))
+    }
+
+    /// What QEMU itself says.
+    pub(crate) fn qemu_log(&self) -> PathBuf {
+        self.dir.join(format!("l1-qemu-{}.log", self.attempt))
+    }
+
+    /// A socket of this boot's, in the abstract namespace: no file to clean up, and no limit on the length of paths.
+    pub(crate) fn socket(&self, whose: &str) -> String {
+        format!("viaduct-lab-{}-{}-{whose}", std::process::id(), self.boot)
+    }
 }

@@ -160,7 +160,7 @@ impl<'a> Plan<'a> {
     /// Starts it.
     pub(crate) fn start(self) -> Result<Guest<'a>> {
         let command = self.command()?;
-        let path = self.host.guest_log();
+        let path = self.host.new_file("guest", "log");
         let file = File::create(&path).doing(|| format!("making {}", path.display()))?;
         self.host.log("L1", &format!("$ {command}"));
         let job = self.host.job(&self.wrapped(&command), self.limit)?;

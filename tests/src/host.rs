@@ -17,6 +17,7 @@ use crate::error::{Doing, Error, Result, tail, tail_of};
 use crate::guest::{Plan, Vmm};
 use crate::image::Image;
 use crate::log::Log;
+use crate::monitor::Monitor;
 use crate::progress::note;
 use crate::{paths, qemu, sys};
 
@@ -30,10 +31,12 @@ static BOOTS: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub(crate) struct Host {
     agent: Agent,
+    monitor: Monitor,
     qemu: Owned,
     dir: PathBuf,
     scenario: Option<Scene>,
-    guests: AtomicU32,
+    /// How many files it was asked for; numbers them.
+    files: AtomicU32,
 }
 
 /// The scenario that has the machine at present.
@@ -57,53 +60,38 @@ impl Host {
     }
 
     fn boot_once(image: &Image, machine: &Machine, dir: &Path, attempt: u32) -> Result<Self> {
-        let share = dir.join("share");
-        fill_share(&share)?;
-        let places = Places {
-            share,
-            socket: format!(
-                "viaduct-lab-{}-{}",
-                std::process::id(),
-                BOOTS.fetch_add(1, Ordering::Relaxed)
-            ),
-            serial_log: dir.join(format!("l1-serial-{attempt}.log")),
-        };
-        let listener = SocketAddr::from_abstract_name(&places.socket)
-            .and_then(|address| UnixListener::bind_addr(&address))
-            .doing(|| format!("listening on the socket @{}", places.socket))?;
-        let mut command = qemu::command(image, machine, &places);
-        write(
-            &dir.join("l1-command"),
-            &format!("{}\n", qemu::shown(&command)),
-        )?;
-        write(
-            &dir.join("l1-by-hand"),
-            &qemu::by_hand(image, machine, &places),
-        )?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let said = dir.join(format!("l1-qemu-{attempt}.log"));
-        let log = fs::File::create(&said).doing(|| format!("making {}", said.display()))?;
-        command.stderr(log);
-        // In its own process group: Ctrl-C at the terminal is for the lab, which then ends QEMU.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        sys::die_with_parent(&mut command);
-        let child = command.spawn().doing(|| "starting QEMU".into())?;
-        let qemu = Owned::new(child);
+        let places = Places::of(dir, BOOTS.fetch_add(1, Ordering::Relaxed), attempt);
+        fill_share(&places.share())?;
+        for disk in machine.cards.disks(dir) {
+            disk.make()?;
+        }
+        let sockets = [
+            listen(&places, qemu::MONITOR)?,
+            listen(&places, qemu::AGENT)?,
+        ];
+        let qemu = start(image, machine, &places)?;
         let failed = |what: &str| Error::Host {
             what: what.to_owned(),
-            log: places.serial_log.display().to_string(),
-            tail: format!("{}\n{}", tail_of(&said, 5), tail_of(&places.serial_log, 10)),
+            log: places.serial_log().display().to_string(),
+            tail: format!(
+                "{}\n{}",
+                tail_of(&places.qemu_log(), 5),
+                tail_of(&places.serial_log(), 10)
+            ),
         };
-        let stream = accept(listener).ok_or_else(|| failed("did not start: QEMU ended at once"))?;
-        let agent = Agent::greet(stream, BOOT_LIMIT)?
+        let [monitor, agent] = sockets.map(accept);
+        let ended = || failed("did not start: QEMU ended at once");
+        let (monitor, agent) = (monitor.ok_or_else(ended)?, agent.ok_or_else(ended)?);
+        let monitor = Monitor::greet(monitor)?;
+        let agent = Agent::greet(agent, BOOT_LIMIT)?
             .ok_or_else(|| failed(&format!("was not up within {} s", BOOT_LIMIT.as_secs())))?;
-        let dir = dir.to_owned();
         Ok(Self {
             agent,
+            monitor,
             qemu,
-            dir,
+            dir: dir.to_owned(),
             scenario: None,
-            guests: AtomicU32::new(0),
+            files: AtomicU32::new(0),
         })
     }
 
@@ -199,11 +187,47 @@ impl Host {
         Some((child.stdin.take()?, child.stdout.take()?))
     }
 
-    /// A fresh file for a guest's console, on the share.
-    pub(crate) fn guest_log(&self) -> PathBuf {
-        let number = self.guests.fetch_add(1, Ordering::Relaxed);
-        self.dir.join(format!("share/logs/guest-{number}.log"))
+    /// The monitor of its QEMU.
+    pub(crate) fn qemu_monitor(&self) -> &Monitor {
+        &self.monitor
     }
+
+    /// The run's folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A fresh file among the logs, which L1 sees as /lab/logs.
+    pub(crate) fn new_file(&self, name: &str, extension: &str) -> PathBuf {
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let file = format!("{name}-{number}.{extension}");
+        self.dir.join("share/logs").join(file)
+    }
+}
+
+fn listen(places: &Places, whose: &str) -> Result<UnixListener> {
+    let name = places.socket(whose);
+    SocketAddr::from_abstract_name(&name)
+        .and_then(|address| UnixListener::bind_addr(&address))
+        .doing(|| format!("listening on the socket @{name}"))
+}
+
+/// Starts QEMU, and leaves its command line for whoever wants to do the same by hand.
+fn start(image: &Image, machine: &Machine, places: &Places) -> Result<Owned> {
+    let mut command = qemu::command(image, machine, places);
+    let shown = format!("{}\n", qemu::shown(&command));
+    write(&places.dir.join("l1-command"), &shown)?;
+    let by_hand = qemu::by_hand(image, machine, places);
+    write(&places.dir.join("l1-by-hand"), &by_hand)?;
+    let said = places.qemu_log();
+    let log = fs::File::create(&said).doing(|| format!("making {}", said.display()))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.stderr(log);
+    // In its own process group: Ctrl-C at the terminal is for the lab, which then ends QEMU.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    sys::die_with_parent(&mut command);
+    let child = command.spawn().doing(|| "starting QEMU".into())?;
+    Ok(Owned::new(child))
 }
 
 /// Waits for QEMU to connect, which it does before it runs anything; QEMU's failing shows as nobody coming.

@@ -8,6 +8,10 @@ use crate::agent;
 use crate::cards::{Iommu, Machine, Places};
 use crate::image::Image;
 
+/// Whose sockets the lab listens on: QEMU connects L1's agent and its own monitor to them.
+pub(crate) const AGENT: &str = "agent";
+pub(crate) const MONITOR: &str = "monitor";
+
 /// Whether this machine can run L1 on real virtualisation, with KVM inside it. That /dev/kvm opens is not enough: without vmx
 /// or svm it is a software KVM, which a stock kernel dies on.
 pub(crate) fn has_nested_kvm() -> bool {
@@ -31,12 +35,16 @@ pub(crate) fn has_nested_kvm() -> bool {
 pub(crate) fn command(image: &Image, machine: &Machine, places: &Places) -> Command {
     let mut qemu = machine_itself(image, machine, places);
     qemu.arg("-serial")
-        .arg(format!("file:{}", places.serial_log.display()));
+        .arg(format!("file:{}", places.serial_log().display()));
     qemu.args(["-device", "virtio-serial-pci,id=ports,addr=1b"]);
-    qemu.arg("-chardev").arg(format!(
-        "socket,id=agent,abstract=on,path={}",
-        places.socket
-    ));
+    for whose in [AGENT, MONITOR] {
+        let path = places.socket(whose);
+        qemu.args([
+            "-chardev",
+            &format!("socket,id={whose},abstract=on,path={path}"),
+        ]);
+    }
+    qemu.args(["-mon", "chardev=monitor,mode=control"]);
     let port = format!(
         "virtserialport,bus=ports.0,chardev=agent,name={}",
         agent::PORT
@@ -69,6 +77,9 @@ fn machine_itself(image: &Image, machine: &Machine, places: &Places) -> Command 
         .arg(image.l1_initrd());
     qemu.args(["-append", &kernel_words(machine)]);
     qemu.args(own_devices(image, places));
+    for disk in machine.cards.disks(&places.dir) {
+        qemu.args(["-drive", &disk.argument()]);
+    }
     qemu.args(machine.cards.arguments());
     qemu
 }
@@ -126,7 +137,7 @@ fn own_devices(image: &Image, places: &Places) -> Vec<String> {
         "-device".to_owned(),
         "virtio-blk-pci,drive=root,serial=lab-root,addr=1e".to_owned(),
     ];
-    words.extend(share("lab", &places.share, "1d", ""));
+    words.extend(share("lab", &places.share(), "1d", ""));
     words.extend(share("l2", &image.l2(), "1c", ",readonly=on"));
     words
 }

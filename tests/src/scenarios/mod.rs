@@ -6,6 +6,7 @@ mod boot;
 mod console;
 mod drivers;
 mod ending;
+mod hands;
 mod reference;
 mod refusals;
 mod several;
@@ -40,6 +41,7 @@ pub(crate) struct Scenario {
 fn all() -> Vec<Scenario> {
     [
         reference::scenarios(),
+        hands::scenarios(),
         vf::scenarios(),
         refusals::scenarios(),
         drivers::scenarios(),
