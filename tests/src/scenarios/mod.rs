@@ -9,6 +9,7 @@ mod ending;
 mod hands;
 mod reference;
 mod refusals;
+mod rom;
 mod several;
 mod vf;
 
@@ -46,6 +47,7 @@ fn all() -> Vec<Scenario> {
         refusals::scenarios(),
         drivers::scenarios(),
         several::scenarios(),
+        rom::scenarios(),
         ending::scenarios(),
         console::scenarios(),
         boot::scenarios(),

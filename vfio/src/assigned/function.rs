@@ -10,7 +10,7 @@ use devices::{
     interrupt::{IntxSource, MsiSource},
     pci::{
         Function,
-        bar::{BarSpec, Bars, Decoded},
+        bar::{BarSpec, Bars, Decoded, ROM_INDEX},
         space::{PciSpace, Placements},
     },
 };
@@ -23,6 +23,7 @@ use super::{
     options::Options,
     probe::{AssignError, Probed},
     reset,
+    rom::ExpansionRom,
     trap::Counters,
 };
 use crate::{
@@ -95,7 +96,10 @@ impl AssignedFunction {
         wiring: &Wiring<'_>,
     ) -> Result<Arc<Self>, AssignError> {
         let probed = Probed::new(&*host, name)?;
-        let bars = Bars::new(&probed.specs).map_err(|source| AssignError::Bars {
+        let rom = ExpansionRom::find(&host, name, &probed.image, &options.rom)?;
+        let mut specs = probed.specs.clone();
+        specs.extend(rom.as_ref().map(|rom| rom.spec()));
+        let bars = Bars::new(&specs).map_err(|source| AssignError::Bars {
             function: name.clone(),
             source,
         })?;
@@ -115,7 +119,8 @@ impl AssignedFunction {
             source,
         })?);
         let counters: [Arc<Counters>; bars::BARS] = Default::default();
-        let regions = probed.place(&host, &interrupts, &counters, options.mmap);
+        let mut regions = probed.place(&host, &interrupts, &counters, options.mmap);
+        regions[ROM_INDEX] = rom.map(ExpansionRom::placed);
         let mut state = State {
             name: name.clone(),
             config,

@@ -4,7 +4,7 @@
 //! configuration space, the pages of the MSI-X table and its pending bits, and nothing else. Both sides are untrusted: registers,
 //! capability lists and region sizes are what a device says, and everything else is what a guest does.
 //!
-//! Left out for now, each with its place kept: the expansion ROM, legacy VGA, hot reset.
+//! Left out for now, each with its place kept: legacy VGA, hot reset.
 //!
 //! Lock order: a function's state, then its `interrupts`. Neither is held while another device runs.
 
@@ -21,6 +21,7 @@ mod intx;
 mod options;
 mod probe;
 mod reset;
+mod rom;
 #[cfg(test)]
 mod tests;
 mod trap;
@@ -28,3 +29,4 @@ mod trap;
 pub use function::{AssignedFunction, FunctionStats, Wiring};
 pub use options::{MsixTable, Options, Rom};
 pub use probe::AssignError;
+pub use rom::RomFileError;

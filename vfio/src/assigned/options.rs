@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::rom::{self, RomFileError};
+
 /// How a function is assigned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -35,6 +37,16 @@ pub enum MsixTable {
     InPlace,
     /// On pages of its own, so that the registers beside it are reached without an exit.
     Relocated,
+}
+
+impl Options {
+    /// Looks at what of them can be wrong, before any device is touched.
+    pub fn check(&self) -> Result<(), RomFileError> {
+        match &self.rom {
+            Rom::On | Rom::Off => Ok(()),
+            Rom::File(path) => rom::read_file(path).map(|bytes| rom::doubt(path, &bytes)),
+        }
+    }
 }
 
 impl Default for Options {

@@ -17,6 +17,7 @@ use super::{
     function::Wiring,
     interrupts::{At, Interrupts},
     intx::Pin,
+    rom::RomFileError,
     trap::{BarTrap, Counters},
 };
 use crate::{
@@ -77,6 +78,9 @@ pub enum AssignError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// What was to be its ROM is none.
+    #[error(transparent)]
+    Rom(#[from] RomFileError),
     /// There are no interrupts for it.
     #[error(
         "{function}: no interrupt vectors\n  the host may have none left, or too few open files allowed:  dmesg | tail; ulimit -n"

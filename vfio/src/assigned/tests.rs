@@ -12,7 +12,7 @@ use devices::{
     mapping::{HostMapping, Memslots},
     pci::{
         Function,
-        bar::{BarKind, BarSpec},
+        bar::{BarKind, BarSpec, ROM_INDEX},
         space::{PciSpace, Windows},
     },
 };
@@ -198,6 +198,26 @@ fn a_bar_that_moves_leaves_its_old_place_first() {
     // Sizing, with decoding on, is not a place.
     assert_eq!(guest.write(0x10, &[0xff; 4]), ["unmap 0x81000000"]);
     assert_eq!(guest.read(0x10), 0xffff_c00c_u32.to_le_bytes());
+}
+
+#[test]
+fn the_rom_answers_once_the_guest_enables_it_and_memory() {
+    const ROM: u32 = 6;
+    const AT: u64 = 0x8002_0000;
+    let guest = Guest::new(card().with_region(ROM, vec![0x55; 0x1000], false)).unwrap();
+    guest.function.assign_bar(ROM_INDEX, AT);
+    let is_there = || guest.memory.read(AT, &mut [0; 4]);
+    guest.write(COMMAND, &[2, 0]);
+    assert!(!is_there());
+    guest.write(0x30, &[1]);
+    assert!(is_there());
+    let mut data = [0; 8];
+    guest.memory.read(AT + 0xffc, &mut data[..4]);
+    assert_eq!(data, [0x55, 0x55, 0x55, 0x55, 0, 0, 0, 0]);
+    guest.write(COMMAND, &[0, 0]);
+    assert!(!is_there());
+    assert_eq!(guest.write(0x30, &[0xff; 4]), [""; 0]);
+    assert_eq!(guest.read(0x30), 0xffff_f001_u32.to_le_bytes());
 }
 
 #[test]

@@ -45,6 +45,9 @@ impl Blueprint {
     pub fn draw(config: Config) -> Result<Self, MachineError> {
         let start = StartTimes::begin();
         let boot = Boot::open(&config.kernel, config.initrd.as_deref(), &config.cmdline)?;
+        for assignment in &config.assigned {
+            assignment.options.check()?;
+        }
         let vm = Vm::create()?;
         let supported = vm.supported_cpuid()?;
         processors::check_count(&vm, config.cpus)?;

@@ -52,6 +52,9 @@ pub enum MachineError {
     /// RAM cannot be mapped for DMA.
     #[error(transparent)]
     Dma(#[from] DmaError),
+    /// What is asked of a host function cannot be.
+    #[error(transparent)]
+    Rom(#[from] assigned::RomFileError),
     /// A host function cannot be opened.
     #[error(transparent)]
     Assign(#[from] assigned::AssignError),
