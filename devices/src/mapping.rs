@@ -26,6 +26,14 @@ pub unsafe trait HostMapping: Send + Sync {
     }
 }
 
+/// Follows a mapping through the guest's address space.
+pub trait Follower: Send + Sync {
+    /// It appeared at `guest`.
+    fn appeared(&self, guest: u64);
+    /// It is about to leave `guest`, where it had appeared.
+    fn leaves(&self, guest: u64);
+}
+
 /// Guest-physical address space that host memory can be made to appear in.
 pub trait Memslots: Send + Sync {
     /// Makes `memory` appear at `guest` (page-aligned) and keeps it alive until `unmap`. Returns the slot's name.

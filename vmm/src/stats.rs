@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde::Serialize;
+use vfio::assigned::FunctionStats;
 
 /// Kinds of exit to userspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,12 +119,11 @@ impl StartTimes {
 /// What one assigned device cost.
 #[derive(Debug, Serialize)]
 pub struct DeviceReport {
-    /// Its address on the host.
-    pub host: String,
     /// Its address in the guest.
     pub slot: String,
-    /// Accesses to its BARs that came through this process, by BAR.
-    pub trapped_accesses: Vec<u64>,
+    /// What it counted.
+    #[serde(flatten)]
+    pub stats: FunctionStats,
 }
 
 #[derive(Serialize)]

@@ -126,7 +126,7 @@ fn parts(start: u64, whole: &Arc<dyn HostMapping>, emulated: &[Range<u64>; 2]) -
                 offset: offset - start,
                 len: end - offset,
             };
-            part(whole, area).map(|memory| Direct { offset, memory })
+            part(whole, area).map(|memory| Direct::new(offset, memory))
         })
         .collect()
 }

@@ -21,6 +21,7 @@ use super::{
     failures::Failures,
     interrupts::Interrupts,
     options::Options,
+    peers::Peers,
     probe::{AssignError, Probed},
     reset,
     rom::ExpansionRom,
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     Assignable,
     host::Host,
-    kernel::{HostFunction, Iommu},
+    kernel::{DmaTarget, HostFunction, Iommu},
 };
 
 /// What of the machine a function is connected to.
@@ -41,15 +42,22 @@ pub struct Wiring<'a> {
     pub msi: &'a dyn MsiSource,
     /// What its pin is wired to, in the slot where it goes.
     pub intx: Arc<dyn IntxSource>,
+    /// Where other devices of the machine reach its BARs, if there are others.
+    pub peers: Option<&'a Arc<dyn DmaTarget>>,
 }
 
 /// What a function cost, for `--stats`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct FunctionStats {
     /// Its name on the host.
+    #[serde(rename = "host")]
     pub function: String,
     /// Accesses to each BAR that made the guest exit.
     pub trapped_accesses: [u64; bars::BARS],
+    /// Parts of its BARs that other assigned devices reach now (peer-to-peer DMA).
+    pub peer_mappings: u64,
+    /// How often such a part could not be made reachable.
+    pub peer_mappings_refused: u64,
 }
 
 /// A function of the host's on the guest's bus.
@@ -60,6 +68,7 @@ pub struct AssignedFunction {
     // Before `host`: what is placed refers to the device.
     state: Mutex<State>,
     counters: [Arc<Counters>; bars::BARS],
+    peers: Arc<Peers>,
     host: Arc<dyn HostFunction>,
 }
 
@@ -121,6 +130,10 @@ impl AssignedFunction {
         let counters: [Arc<Counters>; bars::BARS] = Default::default();
         let mut regions = probed.place(&host, &interrupts, &counters, options.mmap);
         regions[ROM_INDEX] = rom.map(ExpansionRom::placed);
+        let peers = Arc::new(Peers::new(name));
+        if let Some(dma) = wiring.peers {
+            peers.let_in(dma, &mut regions);
+        }
         let mut state = State {
             name: name.clone(),
             config,
@@ -140,6 +153,7 @@ impl AssignedFunction {
             name: name.clone(),
             state: Mutex::new(state),
             counters,
+            peers,
             host,
         }))
     }
@@ -155,6 +169,8 @@ impl AssignedFunction {
         FunctionStats {
             function: self.name.to_string(),
             trapped_accesses: self.counters.each_ref().map(accesses),
+            peer_mappings: self.peers.mapped(),
+            peer_mappings_refused: self.peers.refused(),
         }
     }
 

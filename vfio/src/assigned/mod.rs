@@ -19,6 +19,7 @@ mod function;
 mod interrupts;
 mod intx;
 mod options;
+mod peers;
 mod probe;
 mod reset;
 mod rom;

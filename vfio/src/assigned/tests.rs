@@ -1,5 +1,6 @@
 //! The function as a whole, on a stand-in for a card: an NIC's VF with MSI-X in a BAR of its own, and MSI and power management.
 
+mod peers;
 mod pin;
 
 use std::{
@@ -21,7 +22,7 @@ use super::{
     AssignError, AssignedFunction, Options, Wiring,
     fake::{FakeHost, FakePins, FakeSource, Log},
 };
-use crate::Assignable;
+use crate::{Assignable, kernel::DmaTarget};
 
 const CONFIG: u32 = 7;
 const COMMAND: u16 = 0x04;
@@ -91,6 +92,14 @@ struct Guest {
 
 impl Guest {
     fn new(host: FakeHost) -> Result<Self, AssignError> {
+        Self::with(host, &Options::default(), None)
+    }
+
+    fn with(
+        host: FakeHost,
+        options: &Options,
+        peers: Option<&Arc<dyn DmaTarget>>,
+    ) -> Result<Self, AssignError> {
         let (host, source, memory) = (Arc::new(host), FakeSource::default(), Arc::new(Bus::new()));
         let windows = Windows {
             io: 0x1000..0x1_0000,
@@ -103,8 +112,9 @@ impl Guest {
             space: &space,
             msi: &source,
             intx: Arc::new(FakePins(host.log())),
+            peers,
         };
-        let function = AssignedFunction::new(host.clone(), &name(), &Options::default(), &wiring)?;
+        let function = AssignedFunction::new(host.clone(), &name(), options, &wiring)?;
         function.assign_bar(0, BAR0);
         function.assign_bar(3, BAR3);
         Ok(Self {

@@ -145,12 +145,15 @@ impl Machine {
     ) -> Result<(), MachineError> {
         let (memory, io) = (self.platform.memory.clone(), self.platform.io.clone());
         let space = PciSpace::new(memory, io, memslots, self.windows.clone());
+        let dma: Arc<dyn DmaTarget> = iommu.clone();
+        let peers = (self.config.assigned.len() > 1).then_some(&dma);
         for assignment in &self.config.assigned {
             let (device, slot) = (&assignment.device, assignment.slot);
             let wiring = Wiring {
                 space: &space,
                 msi,
                 intx: Arc::new(SlotPins::new(self.vm.fd.clone(), slot.device)),
+                peers,
             };
             log::info!("{device}: opening it, as 00:{slot} of the guest");
             let opened = AssignedFunction::open(iommu, device, &assignment.options, wiring)?;

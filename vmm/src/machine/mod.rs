@@ -147,9 +147,8 @@ impl Machine {
             return;
         };
         let devices = self.assigned.iter().map(|(slot, function)| DeviceReport {
-            host: function.stats().function,
             slot: slot.to_string(),
-            trapped_accesses: function.stats().trapped_accesses.to_vec(),
+            stats: function.stats(),
         });
         let vcpus = self.processors.counters();
         if let Err(error) = stats::write(path, &self.start, self.resets, vcpus, devices.collect()) {

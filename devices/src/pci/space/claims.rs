@@ -175,7 +175,10 @@ impl PciSpace {
             return Part::Cannot;
         }
         match self.memslots.map(guest, direct.memory.clone()) {
-            Ok(slot) => Part::Mapped(slot),
+            Ok(slot) => {
+                direct.follower.iter().for_each(|who| who.appeared(guest));
+                Part::Mapped(slot)
+            }
             Err(error) => {
                 failed_to_map(guest, direct.memory.len(), &error);
                 Part::Cannot
@@ -184,8 +187,11 @@ impl PciSpace {
     }
 
     fn unmap(&self, claim: &mut Claim) {
-        for part in claim.parts.iter_mut().rev() {
+        let start = claim.decoded.address;
+        for (part, direct) in claim.parts.iter_mut().zip(&claim.region.direct).rev() {
             if let Part::Mapped(slot) = *part {
+                let guest = direct.at(start).start;
+                direct.follower.iter().for_each(|who| who.leaves(guest));
                 self.memslots.unmap(slot);
                 *part = Part::Waits;
             }

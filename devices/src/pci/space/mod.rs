@@ -15,7 +15,7 @@ pub use self::placements::Placements;
 use super::bar::BarKind;
 use crate::{
     bus::{Bus, BusDevice},
-    mapping::{HostMapping, Memslots},
+    mapping::{Follower, HostMapping, Memslots},
 };
 
 /// What the host bridge forwards: the only addresses where a BAR can be. Empty ranges forward nothing.
@@ -89,6 +89,19 @@ pub struct Direct {
     pub offset: u64,
     /// What is there. It may go past the end of a BAR that is smaller than a page.
     pub memory: Arc<dyn HostMapping>,
+    /// Who wants to know where it is.
+    pub follower: Option<Arc<dyn Follower>>,
+}
+
+impl Direct {
+    /// `memory`, `offset` bytes into its BAR, followed by nobody.
+    pub fn new(offset: u64, memory: Arc<dyn HostMapping>) -> Self {
+        Self {
+            offset,
+            memory,
+            follower: None,
+        }
+    }
 }
 
 /// What a BAR decodes to: a device that answers all of it, and parts that go past that device.

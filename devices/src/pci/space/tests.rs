@@ -92,10 +92,7 @@ fn space(full: bool) -> (PciSpace, Arc<FakeMemslots>) {
 }
 
 fn region(reads: u8, direct: &[u64]) -> Region {
-    let part = |&offset: &u64| Direct {
-        offset,
-        memory: Arc::new(Page(0)),
-    };
+    let part = |&offset: &u64| Direct::new(offset, Arc::new(Page(0)));
     Region {
         len: 0x4000,
         device: Scratch::new(reads, Action::None),
