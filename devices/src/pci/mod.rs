@@ -29,6 +29,7 @@ pub trait Function: Send + Sync {
     fn bars(&self) -> Vec<bar::BarSpec>;
     /// Gives BAR `index` its address, as firmware would. Decoding stays as it is.
     fn assign_bar(&self, index: usize, address: u64);
-    /// Back to the state at power-on; off the bus, interrupts torn down. BAR addresses are lost.
+    /// Back to the state at power-on as the guest sees it; off the bus, interrupts torn down, no DMA any more. BAR addresses are lost.
+    /// A device of the host's behind the function is reset by whoever has all of them, since one reset can hit several.
     fn reset(&self);
 }

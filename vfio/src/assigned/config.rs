@@ -263,6 +263,10 @@ impl Config {
     }
 
     /// A device may refuse a D-state that it does not have: what counts is what it reads as after a write there.
+    ///
+    /// What the guest sees of its registers outlives D3hot, even where the device says that it forgets (No_Soft_Reset clear, PCI PM 1.2
+    /// §5.4.1): vfio-pci saves them on the way down and restores them on the way up (vfio_pci_set_power_state in
+    /// drivers/vfio/pci/vfio_pci_core.c). But the command register as it was on the way down, so it is sent again.
     fn see_power_state(&mut self, offset: usize, len: usize) {
         let Some(at) = self
             .found
@@ -272,8 +276,17 @@ impl Config {
             return;
         };
         let mut status = [0];
-        if self.host.read(&self.region, at as u64, &mut status).is_ok() {
-            self.power_state = status[0] & POWER_STATE;
+        if self
+            .host
+            .read(&self.region, at as u64, &mut status)
+            .is_err()
+        {
+            return;
+        }
+        let slept = self.power_state != 0;
+        self.power_state = status[0] & POWER_STATE;
+        if slept && self.power_state == 0 {
+            self.send_command();
         }
     }
 

@@ -16,7 +16,7 @@ use devices::{
     mapping::HostMapping,
 };
 
-use crate::kernel::{Area, HostFunction, IrqIndex, IrqInfo, RegionIndex, RegionInfo};
+use crate::kernel::{Affected, Area, HostFunction, IrqIndex, IrqInfo, RegionIndex, RegionInfo};
 
 /// What was done, in order, to a function and what is around it.
 pub(super) type Log = Arc<Mutex<Vec<String>>>;
@@ -26,6 +26,12 @@ pub(super) type Log = Arc<Mutex<Vec<String>>>;
 pub(super) struct FakeHost {
     pub(super) regions: Vec<(RegionInfo, Mutex<Vec<u8>>)>,
     pub(super) cannot_reset: bool,
+    /// How it is reset alone.
+    pub(super) reset_methods: Vec<String>,
+    /// What a reset of its bus hits.
+    pub(super) scope: Vec<Affected>,
+    /// A reset of its bus fails with this.
+    pub(super) hot_reset_errno: Option<i32>,
     /// Pulled out: every call fails.
     pub(super) is_gone: AtomicBool,
     can_grow: bool,
@@ -226,8 +232,22 @@ impl HostFunction for FakeHost {
         !self.cannot_reset
     }
 
+    fn reset_methods(&self) -> Vec<String> {
+        self.reset_methods.clone()
+    }
+
     fn reset(&self) -> io::Result<()> {
         self.called("reset".to_owned())
+    }
+
+    fn hot_reset_scope(&self) -> io::Result<Vec<Affected>> {
+        Ok(self.scope.clone())
+    }
+
+    fn hot_reset(&self) -> io::Result<()> {
+        self.called("hot reset".to_owned())?;
+        let errno = self.hot_reset_errno.map(io::Error::from_raw_os_error);
+        errno.map_or(Ok(()), Err)
     }
 }
 

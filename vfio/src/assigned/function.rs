@@ -18,12 +18,11 @@ use devices::{
 use super::{
     bars,
     config::{Config, Write},
-    failures::Failures,
     interrupts::Interrupts,
     options::Options,
     peers::Peers,
     probe::{AssignError, Probed},
-    reset,
+    reset::{self, ResetStats},
     rom::ExpansionRom,
     trap::Counters,
 };
@@ -58,6 +57,8 @@ pub struct FunctionStats {
     pub peer_mappings: u64,
     /// How often such a part could not be made reachable.
     pub peer_mappings_refused: u64,
+    /// How it is reset.
+    pub reset: ResetStats,
 }
 
 /// A function of the host's on the guest's bus.
@@ -80,11 +81,11 @@ pub(super) struct State {
     pub(super) bars: Bars,
     pub(super) placements: Placements,
     pub(super) interrupts: Arc<Interrupts>,
-    pub(super) failed_resets: Failures,
+    pub(super) resets: ResetStats,
 }
 
 impl AssignedFunction {
-    /// Opens `function`, which resets it.
+    /// Opens `function`, which resets it if it can be reset alone; `reset_opened` does the rest.
     ///
     /// To be called before RAM is mapped for DMA: opening is what stops a DMA engine that the last driver left running.
     pub fn open(
@@ -140,13 +141,8 @@ impl AssignedFunction {
             bars,
             placements: Placements::new(wiring.space.clone(), regions),
             interrupts,
-            failed_resets: Failures::default(),
+            resets: ResetStats::opened(&*host),
         };
-        if !host.can_reset() {
-            log::warn!("{name}: the device cannot be reset; the guest gets it as it is");
-        }
-        // Not a reset: the kernel made one when it opened the device (vfio_pci_core_enable in drivers/vfio/pci/vfio_pci_core.c; whether
-        // it could is what `can_reset` says), and a second would cost another 100 ms for each function.
         reset::stop(&mut state);
         state.try_pin()?;
         Ok(Arc::new(Self {
@@ -171,10 +167,15 @@ impl AssignedFunction {
             trapped_accesses: self.counters.each_ref().map(accesses),
             peer_mappings: self.peers.mapped(),
             peer_mappings_refused: self.peers.refused(),
+            reset: self.state().resets.clone(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn host(&self) -> &dyn HostFunction {
+        &*self.host
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -194,7 +195,7 @@ impl Function for AssignedFunction {
         let state = &mut *self.state();
         let at = usize::from(offset);
         match state.config.foresee(at, data) {
-            Write::FunctionReset => reset::reset(&*self.host, state),
+            Write::FunctionReset => reset::function_level(&*self.host, state),
             // Off the bus before the device stops to answer, on it once it does: touching a mapping of a device that does not
             // decode is a SIGBUS.
             Write::Decoding(command) => {
@@ -222,7 +223,7 @@ impl Function for AssignedFunction {
     }
 
     fn reset(&self) {
-        reset::reset(&*self.host, &mut self.state());
+        reset::quieten(&mut self.state());
     }
 }
 

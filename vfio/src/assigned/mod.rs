@@ -4,7 +4,7 @@
 //! configuration space, the pages of the MSI-X table and its pending bits, and nothing else. Both sides are untrusted: registers,
 //! capability lists and region sizes are what a device says, and everything else is what a guest does.
 //!
-//! Left out for now, each with its place kept: legacy VGA, hot reset.
+//! Left out for now, each with its place kept: legacy VGA.
 //!
 //! Lock order: a function's state, then its `interrupts`. Neither is held while another device runs.
 
@@ -30,4 +30,5 @@ mod trap;
 pub use function::{AssignedFunction, FunctionStats, Wiring};
 pub use options::{MsixTable, Options, Rom};
 pub use probe::AssignError;
+pub use reset::{ResetStats, reset_devices, reset_opened};
 pub use rom::RomFileError;

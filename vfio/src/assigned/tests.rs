@@ -2,6 +2,8 @@
 
 mod peers;
 mod pin;
+mod power;
+mod resets;
 
 use std::{
     io,
@@ -95,7 +97,20 @@ impl Guest {
         Self::with(host, &Options::default(), None)
     }
 
+    fn with_function(name: &Assignable, host: FakeHost) -> Result<Self, AssignError> {
+        Self::assign(name, host, &Options::default(), None)
+    }
+
     fn with(
+        host: FakeHost,
+        options: &Options,
+        peers: Option<&Arc<dyn DmaTarget>>,
+    ) -> Result<Self, AssignError> {
+        Self::assign(&name(), host, options, peers)
+    }
+
+    fn assign(
+        name: &Assignable,
         host: FakeHost,
         options: &Options,
         peers: Option<&Arc<dyn DmaTarget>>,
@@ -114,7 +129,7 @@ impl Guest {
             intx: Arc::new(FakePins(host.log())),
             peers,
         };
-        let function = AssignedFunction::new(host.clone(), &name(), options, &wiring)?;
+        let function = AssignedFunction::new(host.clone(), name, options, &wiring)?;
         function.assign_bar(0, BAR0);
         function.assign_bar(3, BAR3);
         Ok(Self {
@@ -231,43 +246,6 @@ fn the_rom_answers_once_the_guest_enables_it_and_memory() {
 }
 
 #[test]
-fn a_function_that_sleeps_is_off_the_bus() {
-    let guest = guest();
-    guest.write(COMMAND, &[2, 0]);
-    let calls = guest.write(POWER, &[3, 0]);
-    assert_eq!(
-        calls,
-        [
-            "unmap 0x80000000",
-            "unmap 0x80013000",
-            "unmap 0x80011000",
-            "write 7 0x44 [3, 0]"
-        ]
-    );
-    assert!(!guest.memory.read(BAR0, &mut [0; 4]));
-    let calls = guest.write(POWER, &[0, 0]);
-    assert_eq!(calls[0], "write 7 0x44 [0, 0]");
-    assert!(guest.memory.read(BAR0, &mut [0; 4]));
-}
-
-#[test]
-fn a_function_level_reset_takes_the_guests_registers_with_it() {
-    let guest = guest();
-    guest.write(COMMAND, &[6, 0]);
-    guest.write(MSIX + 2, &[0, 0x80]);
-    let calls = guest.write(EXPRESS + 8, &[0, 0x80]);
-    assert!(calls.contains(&"disarm Msix".to_owned()) && calls.contains(&"reset".to_owned()));
-    assert!(
-        !calls.iter().any(|call| call.starts_with("write 7 0xa")),
-        "{calls:?}"
-    );
-    assert_eq!(guest.read(COMMAND), [0; 2]);
-    assert_eq!(guest.read(MSIX + 2), [2, 0]);
-    assert_eq!(guest.read(0x10), 0xcu32.to_le_bytes());
-    assert!(!guest.memory.read(BAR0, &mut [0; 4]));
-}
-
-#[test]
 fn the_table_is_emulated_and_the_rest_of_its_page_forwarded() {
     let guest = guest();
     guest.write(COMMAND, &[2, 0]);
@@ -361,15 +339,6 @@ fn bridges_and_bars_that_cannot_be_are_refused_by_name() {
     let source = std::error::Error::source(&refused).unwrap();
     assert!(refused.to_string().starts_with("0000:03:10.3\n  "));
     assert!(source.to_string().starts_with("BAR 2: 12288 bytes"));
-}
-
-#[test]
-fn a_device_that_cannot_be_reset_is_assigned_all_the_same() {
-    let mut host = card();
-    host.cannot_reset = true;
-    let log = host.log();
-    Guest::new(host).unwrap();
-    assert!(!log.lock().unwrap().contains(&"reset".to_owned()));
 }
 
 /// The same numbers in every run.

@@ -9,7 +9,10 @@ use std::{
 
 use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
 
-use super::ioctl::{self, Request};
+use super::{
+    ioctl::{self, Request},
+    reset,
+};
 use crate::Assignable;
 
 /// A device cannot be used through its own file.
@@ -172,9 +175,12 @@ impl Cdev {
             iommufd: iommufd.as_raw_fd(),
             ..Default::default()
         };
-        ioctl::with_argument(&self.file, Request::DEVICE_BIND_IOMMUFD, &mut bind)
-            .map(drop)
-            .map_err(|source| self.bind_error(source))
+        // Which resets it.
+        reset::patiently(&[libc::EAGAIN], || {
+            ioctl::with_argument(&self.file, Request::DEVICE_BIND_IOMMUFD, &mut bind)
+        })
+        .map(drop)
+        .map_err(|source| self.bind_error(source))
     }
 
     fn bind_error(&self, source: io::Error) -> CdevError {

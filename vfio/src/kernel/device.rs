@@ -1,7 +1,7 @@
 //! A device's file: its regions, interrupts and reset.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::{fd::BorrowedFd, unix::fs::FileExt},
     sync::Arc,
@@ -14,11 +14,12 @@ use super::{
     HostFunction, Iommu,
     guest_link::Known,
     info::Info,
-    ioctl::{self, Request},
+    ioctl::Request,
     iommu::OpenDevice,
     irq::{self, IrqAction, IrqIndex, IrqInfo},
     mapping::RegionMapping,
     region::{Area, RegionIndex, RegionInfo},
+    reset::{self, Affected, Scope},
 };
 use crate::Assignable;
 
@@ -67,9 +68,10 @@ fn open_advice(function: &Assignable, error: &io::Error) -> String {
 pub struct Device {
     _known: Option<Known>,
     file: File,
+    name: Assignable,
     can_reset: bool,
     // After `file`, so that a device is closed, and its DMA stopped, before the mappings that it could reach go.
-    _iommu: Arc<Iommu>,
+    iommu: Arc<Iommu>,
 }
 
 impl Device {
@@ -98,8 +100,9 @@ impl Device {
         Ok(Self {
             _known: known,
             file,
+            name: function.clone(),
             can_reset: flags & VFIO_DEVICE_FLAGS_RESET != 0,
-            _iommu: iommu,
+            iommu,
         })
     }
 }
@@ -167,7 +170,24 @@ impl HostFunction for Device {
         self.can_reset
     }
 
+    fn reset_methods(&self) -> Vec<String> {
+        let methods = fs::read_to_string(self.name.sysfs().join("reset_method"));
+        let methods = methods.unwrap_or_default();
+        methods.split_whitespace().map(str::to_owned).collect()
+    }
+
     fn reset(&self) -> io::Result<()> {
-        ioctl::with_value(&self.file, Request::DEVICE_RESET, 0).map(drop)
+        reset::function(&self.file)
+    }
+
+    fn hot_reset_scope(&self) -> io::Result<Vec<Affected>> {
+        let scope = Scope::fetch(&self.file)?;
+        Ok(scope.affected(&self.iommu.groups()?))
+    }
+
+    fn hot_reset(&self) -> io::Result<()> {
+        let scope = Scope::fetch(&self.file)?;
+        let groups = self.iommu.groups()?;
+        reset::bus(&self.file, &scope.witnesses(&groups))
     }
 }

@@ -10,7 +10,10 @@ use std::{
 
 use vfio_bindings::bindings::vfio::{VFIO_GROUP_FLAGS_VIABLE, vfio_group_status};
 
-use super::ioctl::{self, Request};
+use super::{
+    ioctl::{self, Request},
+    reset,
+};
 use crate::Assignable;
 
 /// A group cannot be used.
@@ -128,7 +131,8 @@ impl Group {
     /// Opens a function of the group by its name in sysfs.
     pub(super) fn device(&self, function: &Assignable) -> io::Result<OwnedFd> {
         let name = CString::new(function.to_string())?;
-        ioctl::get_device_fd(&self.file, &name)
+        // Which resets it.
+        reset::patiently(&[libc::EAGAIN], || ioctl::get_device_fd(&self.file, &name))
     }
 
     fn failed(&self, what: &'static str, source: io::Error) -> GroupError {

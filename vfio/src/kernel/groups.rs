@@ -104,9 +104,12 @@ impl AddressSpace for Groups {
         })
     }
 
-    fn reset_files(&self) -> io::Result<Vec<OwnedFd>> {
+    fn groups(&self) -> io::Result<Vec<(u32, OwnedFd)>> {
         let members = lock(&self.members);
-        let files = members.iter().map(|(_, group)| group.as_fd());
-        files.map(|file| file.try_clone_to_owned()).collect()
+        let files = members.iter().map(|(_, group)| {
+            let file = group.as_fd().try_clone_to_owned()?;
+            Ok((group.number(), file))
+        });
+        files.collect()
     }
 }

@@ -7,6 +7,7 @@ use devices::mapping::HostMapping;
 use super::{
     irq::{IrqIndex, IrqInfo},
     region::{Area, RegionIndex, RegionInfo},
+    reset::Affected,
 };
 
 /// A PCI function of the host's, opened for a guest.
@@ -39,8 +40,15 @@ pub trait HostFunction: Send + Sync {
     fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()>;
     /// Disables that kind of interrupt, which must be enabled.
     fn disarm(&self, index: IrqIndex) -> io::Result<()>;
-    /// Whether the function can be reset.
+    /// Whether the function can be reset without another one being.
     fn can_reset(&self) -> bool;
-    /// Resets it.
+    /// How it is reset alone, in the kernel's words, the best way first (`flr`, `pm`, `bus`, …). A hint: a way can turn out not to
+    /// be one, and `can_reset` knows. Empty where the kernel does not say (before Linux 5.15).
+    fn reset_methods(&self) -> Vec<String>;
+    /// Resets it, alone. Its configuration space is afterwards as it was before.
     fn reset(&self) -> io::Result<()>;
+    /// The functions that a reset of its bus would reset, itself among them; none where there is no such reset.
+    fn hot_reset_scope(&self) -> io::Result<Vec<Affected>>;
+    /// Resets its bus, and with it all those functions, which must be ours.
+    fn hot_reset(&self) -> io::Result<()>;
 }

@@ -50,7 +50,10 @@ impl Request {
     pub(super) const IOAS_ALLOC: Self = Self::iommufd(IOMMUFD_CMD_IOAS_ALLOC);
     pub(super) const IOAS_MAP: Self = Self::iommufd(IOMMUFD_CMD_IOAS_MAP);
     pub(super) const IOAS_UNMAP: Self = Self::iommufd(IOMMUFD_CMD_IOAS_UNMAP);
-    // These take no structure, or one that says where to write: only the functions below may call them.
+    // The number of IOMMU_GET_INFO; what it is sent to tells them apart.
+    pub(super) const DEVICE_GET_PCI_HOT_RESET_INFO: Self = Self::vfio(12);
+    // These take no structure, one that says where to write, or one whose length is not in argsz: only the functions below may call them.
+    const DEVICE_PCI_HOT_RESET: Self = Self::vfio(13);
     const IOAS_IOVA_RANGES: Self = Self::iommufd(IOMMUFD_CMD_IOAS_IOVA_RANGES);
     const GROUP_SET_CONTAINER: Self = Self::vfio(4);
     const GROUP_GET_DEVICE_FD: Self = Self::vfio(6);
@@ -193,6 +196,21 @@ pub(super) fn iova_ranges(
     // mutably, plain data.
     let answer = unsafe { libc::ioctl(fd, number, &raw mut argument) };
     (argument.num_iovas, checked(answer).map(drop))
+}
+
+/// VFIO_DEVICE_PCI_HOT_RESET.
+pub(super) fn pci_hot_reset(device: impl AsFd, groups: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let count = u32::try_from(groups.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // struct vfio_pci_hot_reset: argsz, flags, count, and as many descriptors.
+    let argsz = count.checked_mul(4).and_then(|len| len.checked_add(12));
+    let argsz = argsz.ok_or(io::ErrorKind::InvalidInput)?;
+    let fds = groups.iter().map(|fd| fd.as_raw_fd().to_ne_bytes());
+    let words = [argsz, 0, count].map(u32::to_ne_bytes).into_iter();
+    let bytes: Vec<u8> = words.chain(fds).flatten().collect();
+    let number = Request::DEVICE_PCI_HOT_RESET.number();
+    // SAFETY: the kernel reads a header of 12 bytes and `count` descriptors at the pointer, which are in `bytes`; it writes nothing.
+    let answer = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), number, bytes.as_ptr()) };
+    checked(answer).map(drop)
 }
 
 fn checked(answer: c_int) -> io::Result<u32> {

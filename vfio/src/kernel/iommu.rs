@@ -109,8 +109,8 @@ pub(super) trait AddressSpace: Send + Sync {
     fn unmap(&self, iova: u64, len: u64) -> io::Result<()>;
     /// Opens a device, or hands it out if it had to be opened before.
     fn device(&self, function: &Assignable) -> Result<OpenDevice, IommuError>;
-    /// See [`Iommu::reset_files`].
-    fn reset_files(&self) -> io::Result<Vec<OwnedFd>>;
+    /// The groups that are in it, and their files; none where devices are opened without their groups.
+    fn groups(&self) -> io::Result<Vec<(u32, OwnedFd)>>;
 }
 
 /// A device's file, in an address space.
@@ -158,10 +158,9 @@ impl Iommu {
         self.space.interface()
     }
 
-    /// The files by which a hot reset (VFIO_DEVICE_PCI_HOT_RESET) is shown that every function it hits is ours: the groups'. None
-    /// where the kernel knows by itself.
-    pub fn reset_files(&self) -> io::Result<Vec<OwnedFd>> {
-        self.space.reset_files()
+    /// The groups that this machine holds, and the files that show it; none where the kernel knows by itself.
+    pub(super) fn groups(&self) -> io::Result<Vec<(u32, OwnedFd)>> {
+        self.space.groups()
     }
 
     /// Opens a function, which may be a new one (hot-plug). Its DMA is stopped, and it is reset if it can be.

@@ -170,7 +170,7 @@ impl AddressSpace for Iommufd {
         }
     }
 
-    fn reset_files(&self) -> io::Result<Vec<OwnedFd>> {
+    fn groups(&self) -> io::Result<Vec<(u32, OwnedFd)>> {
         // VFIO_DEVICE_PCI_HOT_RESET takes none from a device that was opened by its own file: what counts is that all devices of
         // the reset are bound to the same iommufd.
         Ok(Vec::new())

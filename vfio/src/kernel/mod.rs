@@ -30,6 +30,7 @@ mod iova;
 mod irq;
 pub(crate) mod mapping;
 mod region;
+mod reset;
 
 pub use cdev::CdevError;
 pub use container::ContainerError;
@@ -44,3 +45,4 @@ pub use iova::IovaRange;
 pub use irq::{IrqIndex, IrqInfo};
 pub use mapping::RegionMapping;
 pub use region::{Area, RegionIndex, RegionInfo};
+pub use reset::Affected;

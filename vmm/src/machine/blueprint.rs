@@ -13,7 +13,7 @@ use devices::{
 };
 use vfio::{
     Assignable,
-    assigned::{AssignedFunction, Wiring},
+    assigned::{self, AssignedFunction, Wiring},
     kernel::{DmaTarget, GuestLink, Interface, Iommu},
 };
 
@@ -160,6 +160,8 @@ impl Machine {
             self.platform.root.add(slot, opened.clone())?;
             self.assigned.push((slot, opened));
         }
+        // All of them are open now: who is on one bus can be reset with it.
+        assigned::reset_opened(&self.functions());
         Ok(())
     }
 }

@@ -16,7 +16,10 @@ use devices::{
     pci::{Slot, space::Windows},
     uart::Uart,
 };
-use vfio::{assigned::AssignedFunction, kernel::Iommu};
+use vfio::{
+    assigned::{self, AssignedFunction},
+    kernel::Iommu,
+};
 
 use crate::{
     boot::Boot,
@@ -135,11 +138,18 @@ impl Machine {
         events.forget_stops();
         // The devices first: from here on none of them writes to memory or interrupts.
         self.platform.root.reset();
+        assigned::reset_devices(&self.functions());
         self.platform.uart.reset();
         self.irqchip.restore(&self.vm.fd)?;
         self.processors.reset()?;
         self.resets += 1;
         self.power_on()
+    }
+
+    /// The host's functions that are in the guest.
+    fn functions(&self) -> Vec<Arc<AssignedFunction>> {
+        let functions = self.assigned.iter();
+        functions.map(|(_, function)| function.clone()).collect()
     }
 
     fn write_stats(&self) {
