@@ -55,6 +55,14 @@ impl MsixLocation {
         })
     }
 
+    /// What its capability says of it: the last 8 bytes.
+    pub fn registers(&self) -> [u8; 8] {
+        let register = |bar: usize, offset: u64| (offset & !7 | bar as u64 & 7).to_le_bytes();
+        let [a, b, c, d, ..] = register(self.table_bar, self.table_offset);
+        let [e, f, g, h, ..] = register(self.pba_bar, self.pba_offset);
+        [a, b, c, d, e, f, g, h]
+    }
+
     /// Length of the table in bytes.
     pub fn table_len(&self) -> u64 {
         u64::from(self.vectors) * ENTRY_LEN as u64
@@ -239,6 +247,13 @@ mod tests {
         changes.extend(msix.table_write(entry + 8, &message.data.to_le_bytes()));
         changes.extend(msix.table_write(entry + 12, &[0; 4]));
         changes
+    }
+
+    #[test]
+    fn what_a_capability_says_is_what_it_was_parsed_from() {
+        let capability = [CAP_MSIX, 0, 2, 0, 3, 0x10, 0, 0, 4, 0x20, 1, 0x80];
+        let location = MsixLocation::parse(&capability).unwrap();
+        assert_eq!(location.registers(), capability[4..]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! want the same machine share its boot, one after the other; one that fails costs the next a fresh boot, so that what it
 //! left behind is nobody's trouble.
 
+mod address_space;
 mod boot;
 mod console;
 mod drivers;
@@ -48,6 +49,7 @@ fn all() -> Vec<Scenario> {
         drivers::scenarios(),
         several::scenarios(),
         rom::scenarios(),
+        address_space::scenarios(),
         ending::scenarios(),
         console::scenarios(),
         boot::scenarios(),

@@ -131,6 +131,18 @@ fn parts(start: u64, whole: &Arc<dyn HostMapping>, emulated: &[Range<u64>; 2]) -
         .collect()
 }
 
+/// The pages that the guest could have of a region, but for what is `emulated` in them.
+pub(super) fn withheld(region: &RegionInfo, emulated: &[Range<u64>; 2]) -> Vec<Range<u64>> {
+    let pages = emulated.iter().map(pages);
+    let could = |page: &Range<u64>| {
+        let mut areas = region.mappable.iter();
+        areas.any(|area| area.offset < page.end && page.start < area.offset + area.len)
+    };
+    pages
+        .filter(|pages| !pages.is_empty() && could(pages))
+        .collect()
+}
+
 /// The whole pages that `range` is in; none if it is empty.
 fn pages(range: &Range<u64>) -> Range<u64> {
     if range.is_empty() {

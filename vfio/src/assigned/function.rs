@@ -19,7 +19,7 @@ use super::{
     bars,
     config::{Config, Write},
     interrupts::Interrupts,
-    options::Options,
+    options::{MsixTable, Options},
     peers::Peers,
     probe::{AssignError, Probed},
     reset::{self, ResetStats},
@@ -53,6 +53,8 @@ pub struct FunctionStats {
     pub function: String,
     /// Accesses to each BAR that made the guest exit.
     pub trapped_accesses: [u64; bars::BARS],
+    /// Of them, those to registers that share a page with the MSI-X table or the pending bits: `msix=relocate` spares them.
+    pub accesses_beside_msix: u64,
     /// Parts of its BARs that other assigned devices reach now (peer-to-peer DMA).
     pub peer_mappings: u64,
     /// How often such a part could not be made reachable.
@@ -105,7 +107,10 @@ impl AssignedFunction {
         options: &Options,
         wiring: &Wiring<'_>,
     ) -> Result<Arc<Self>, AssignError> {
-        let probed = Probed::new(&*host, name)?;
+        let mut probed = Probed::new(&*host, name)?;
+        if options.msix == MsixTable::Relocated {
+            probed.relocate_msix(name);
+        }
         let rom = ExpansionRom::find(&host, name, &probed.image, &options.rom)?;
         let mut specs = probed.specs.clone();
         specs.extend(rom.as_ref().map(|rom| rom.spec()));
@@ -129,7 +134,7 @@ impl AssignedFunction {
             source,
         })?);
         let counters: [Arc<Counters>; bars::BARS] = Default::default();
-        let mut regions = probed.place(&host, &interrupts, &counters, options.mmap);
+        let mut regions = probed.place(&host, &interrupts, &counters, name, options.mmap);
         regions[ROM_INDEX] = rom.map(ExpansionRom::placed);
         let peers = Arc::new(Peers::new(name));
         if let Some(dma) = wiring.peers {
@@ -162,8 +167,10 @@ impl AssignedFunction {
     /// What it cost until now.
     pub fn stats(&self) -> FunctionStats {
         let accesses = |counters: &Arc<Counters>| counters.accesses.load(Ordering::Relaxed);
+        let beside = |counters: &Arc<Counters>| counters.beside_msix.load(Ordering::Relaxed);
         FunctionStats {
             function: self.name.to_string(),
+            accesses_beside_msix: self.counters.iter().map(beside).sum(),
             trapped_accesses: self.counters.each_ref().map(accesses),
             peer_mappings: self.peers.mapped(),
             peer_mappings_refused: self.peers.refused(),

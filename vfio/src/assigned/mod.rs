@@ -21,6 +21,7 @@ mod intx;
 mod options;
 mod peers;
 mod probe;
+mod relocation;
 mod reset;
 mod rom;
 #[cfg(test)]

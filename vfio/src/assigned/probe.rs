@@ -17,6 +17,7 @@ use super::{
     function::Wiring,
     interrupts::{At, Interrupts},
     intx::Pin,
+    relocation::{self, Stays},
     rom::RomFileError,
     trap::{BarTrap, Counters},
 };
@@ -176,6 +177,30 @@ impl Probed {
         })
     }
 
+    /// Moves the MSI-X table and the pending bits to pages of their own, in what the guest is shown.
+    pub(super) fn relocate_msix(&mut self, function: &Assignable) {
+        let (Some(msix), Some(at)) = (self.msix, find(&self.image, CAP_MSIX)) else {
+            log::warn!("{function}: msix=relocate changes nothing: it has no MSI-X");
+            return;
+        };
+        let to = match self.regions[msix.table_bar].msix_mappable {
+            true => relocation::relocate(&msix, &mut self.specs),
+            false => Err(Stays::NotMappable),
+        };
+        match to {
+            Ok(to) => {
+                if let Some(registers) = self.image.get_mut(at + 4..at + 12) {
+                    registers.copy_from_slice(&to.registers());
+                }
+                self.msix = Some(to);
+            }
+            Err(stays) => {
+                let reason = stays.reason();
+                log::warn!("{function}: its MSI-X table stays where it is: {reason}");
+            }
+        }
+    }
+
     pub(super) fn interrupts(
         &self,
         host: Arc<dyn HostFunction>,
@@ -202,6 +227,7 @@ impl Probed {
         host: &Arc<dyn HostFunction>,
         interrupts: &Arc<Interrupts>,
         counters: &[Arc<Counters>; bars::BARS],
+        function: &Assignable,
         mmap: bool,
     ) -> [Option<Region>; REGISTERS] {
         let mut placed: [Option<Region>; REGISTERS] = Default::default();
@@ -211,16 +237,22 @@ impl Probed {
             let table = table.map_or(0..0, |msix| bars::table_range(&msix));
             let pba = self.msix.filter(|msix| msix.pba_bar == spec.index);
             let pba = pba.map_or(0..0, |msix| bars::pba_range(&msix));
-            let direct = match mmap && spec.kind.is_memory() {
-                true => bars::direct(&**host, region, &[table.clone(), pba.clone()]),
-                false => Vec::new(),
+            let emulated = [table.clone(), pba.clone()];
+            let (direct, withheld) = match mmap && spec.kind.is_memory() {
+                true => (
+                    bars::direct(&**host, region, &emulated),
+                    bars::withheld(region, &emulated),
+                ),
+                false => Default::default(),
             };
             let trap = BarTrap {
+                function: function.clone(),
                 host: host.clone(),
                 region: region.clone(),
                 interrupts: interrupts.clone(),
                 table,
                 pba,
+                withheld,
                 counters: counters[spec.index].clone(),
             };
             placed[spec.index] = Some(Region {

@@ -3,6 +3,7 @@
 mod peers;
 mod pin;
 mod power;
+mod relocation;
 mod resets;
 
 use std::{

@@ -12,10 +12,17 @@ use std::{
 use devices::bus::{Action, BusDevice};
 
 use super::{failures::Failures, interrupts::Interrupts};
-use crate::kernel::{HostFunction, RegionInfo};
+use crate::{
+    Assignable,
+    kernel::{HostFunction, RegionInfo},
+};
+
+/// So many accesses are more than drivers make when they start: the registers are on the data path.
+const HOT: u64 = 10_000;
 
 /// The trapped part of a BAR.
 pub(super) struct BarTrap {
+    pub(super) function: Assignable,
     pub(super) host: Arc<dyn HostFunction>,
     pub(super) region: RegionInfo,
     pub(super) interrupts: Arc<Interrupts>,
@@ -23,6 +30,8 @@ pub(super) struct BarTrap {
     pub(super) table: Range<u64>,
     /// Where the pending bits are, if they are in this BAR; else empty.
     pub(super) pba: Range<u64>,
+    /// Pages that the guest would have, but for the table and the pending bits in them.
+    pub(super) withheld: Vec<Range<u64>>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -30,6 +39,8 @@ pub(super) struct BarTrap {
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) accesses: AtomicU64,
+    /// Of them, those to registers that share a page with the MSI-X table or the pending bits.
+    pub(super) beside_msix: AtomicU64,
     failures: Failures,
 }
 
@@ -38,7 +49,7 @@ enum Target {
     Device,
     Table(u64),
     Pba(u64),
-    /// It begins or ends in the middle of the table.
+    /// It begins or ends in the middle of the table, or where the guest's BAR is larger than the device's.
     Nobody,
 }
 
@@ -51,7 +62,8 @@ impl BarTrap {
             Target::Table(offset - self.table.start)
         } else if inside(&self.pba) {
             Target::Pba(offset - self.pba.start)
-        } else if outside(&self.table) && outside(&self.pba) {
+        } else if outside(&self.table) && outside(&self.pba) && end <= self.region.size {
+            self.count_beside_msix(offset);
             Target::Device
         } else {
             Target::Nobody
@@ -60,6 +72,21 @@ impl BarTrap {
 
     fn count(&self) {
         self.counters.accesses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a register that is slow for what shares its page, and says once that it need not be.
+    fn count_beside_msix(&self, offset: u64) {
+        if !self.withheld.iter().any(|page| page.contains(&offset)) {
+            return;
+        }
+        let before = self.counters.beside_msix.fetch_add(1, Ordering::Relaxed);
+        if before + 1 == HOT {
+            let (function, bar) = (&self.function, self.region.index.0);
+            log::info!(
+                "{function}: {HOT} accesses to registers beside the MSI-X table in BAR {bar} made the guest exit; \
+                 they need not:  --vfio {function},msix=relocate"
+            );
+        }
     }
 
     /// Says that an access failed, the less often the more there are.
