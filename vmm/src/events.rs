@@ -1,4 +1,5 @@
-//! What the main thread waits for while the vCPUs run: one of them stopping, a signal, the next second of `--stats`.
+//! What the main thread waits for while the vCPUs run: one of them stopping, a signal, what the host has to say of a device, the
+//! next second of `--stats`.
 
 use std::{
     io,
@@ -16,7 +17,12 @@ use vmm_sys_util::{
     timerfd::TimerFd,
 };
 
-use crate::{signals::Signals, vcpu::Stop};
+use vfio::{
+    Assignable,
+    assigned::{AssignedFunction, Notice},
+};
+
+use crate::{kvm::eventfd::borrowed, signals::Signals, vcpu::Stop};
 
 /// Something that the machine has to act on.
 #[derive(Debug)]
@@ -30,6 +36,13 @@ pub enum Event {
     },
     /// The person wants out: a signal's name, or the keys.
     Quit(&'static str),
+    /// The host has something to say of a device.
+    Host {
+        /// Which device.
+        device: Assignable,
+        /// What.
+        notice: Notice,
+    },
     /// Time to write the statistics.
     Stats,
 }
@@ -57,6 +70,7 @@ pub struct Events {
     mailbox: Mailbox,
     posted: Receiver<Event>,
     stats_timer: Option<TimerFd>,
+    notices: Vec<(EventFd, Assignable, Notice)>,
 }
 
 /// Tells the descriptors apart in the epoll set.
@@ -64,6 +78,8 @@ mod token {
     pub(super) const SIGNALS: u64 = 0;
     pub(super) const POSTED: u64 = 1;
     pub(super) const STATS: u64 = 2;
+    /// The first of `Events::notices`.
+    pub(super) const NOTICES: u64 = 3;
 }
 
 const STATS_PERIOD: Duration = Duration::from_secs(1);
@@ -83,6 +99,7 @@ impl Events {
             mailbox,
             posted,
             stats_timer: None,
+            notices: Vec::new(),
         })
     }
 
@@ -100,6 +117,24 @@ impl Events {
             .map_err(error)?;
         watch(&self.epoll, timer.as_raw_fd(), token::STATS)?;
         self.stats_timer = Some(timer);
+        Ok(())
+    }
+
+    /// Asks for what the host has to say of `function`.
+    pub fn watch(&mut self, function: &AssignedFunction) -> io::Result<()> {
+        for notice in Notice::ALL {
+            let bell = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+            if function.notify(notice, borrowed(&bell))? {
+                self.watch_bell(bell, function.name().clone(), notice)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn watch_bell(&mut self, bell: EventFd, device: Assignable, notice: Notice) -> io::Result<()> {
+        let token = token::NOTICES + self.notices.len() as u64;
+        watch(&self.epoll, bell.as_raw_fd(), token)?;
+        self.notices.push((bell, device, notice));
         Ok(())
     }
 
@@ -145,9 +180,20 @@ impl Events {
                 return Some(Event::Stats);
             }
             // The bell only wakes; what was posted is in the channel.
-            _ => drop(self.mailbox.bell.read()),
+            token::POSTED => drop(self.mailbox.bell.read()),
+            notice => return self.on_notice(notice),
         }
         None
+    }
+
+    fn on_notice(&self, token: u64) -> Option<Event> {
+        let number = usize::try_from(token.checked_sub(token::NOTICES)?).ok()?;
+        let (bell, device, notice) = self.notices.get(number)?;
+        bell.read().ok()?;
+        Some(Event::Host {
+            device: device.clone(),
+            notice: *notice,
+        })
     }
 }
 
@@ -173,5 +219,23 @@ mod tests {
         events.forget_stops();
         mailbox.post(Event::Stats);
         assert!(matches!(events.wait().unwrap(), Event::Quit("Ctrl-A x")));
+    }
+
+    #[test]
+    fn what_the_host_says_of_a_device_is_an_event_that_names_both() {
+        let mut events = Events::new(Signals::block().unwrap()).unwrap();
+        let bells: [EventFd; 2] = [(); 2].map(|()| EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        for (bell, name) in bells.iter().zip(["03:10.1", "03:10.3"]) {
+            let device = Assignable::Function(name.parse().unwrap());
+            let bell = bell.try_clone().unwrap();
+            events.watch_bell(bell, device, Notice::Wanted).unwrap();
+        }
+        bells[1].write(1).unwrap();
+        let Event::Host { device, notice } = events.wait().unwrap() else {
+            panic!("another event");
+        };
+        assert_eq!(device.to_string(), "0000:03:10.3");
+        assert_eq!(notice, Notice::Wanted);
+        assert!(bells[1].read().is_err(), "it is said once");
     }
 }

@@ -186,6 +186,9 @@ impl HostFunction for FakeHost {
         Ok(IrqInfo {
             count: match index {
                 IrqIndex::Intx => self.has_pin.into(),
+                // vfio-pci, of a conventional PCI function.
+                IrqIndex::Err => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+                IrqIndex::Req => 1,
                 _ => 2048,
             },
             can_grow: self.can_grow,
@@ -203,6 +206,9 @@ impl HostFunction for FakeHost {
             .map(|fd| if fd.is_some() { "fd" } else { "-" })
             .collect();
         self.called(format!("arm {index:?} {start} [{}]", fds.join(" ")))?;
+        if matches!(index, IrqIndex::Err | IrqIndex::Req) {
+            return Ok(());
+        }
         if index == IrqIndex::Intx && self.pin_is_taken.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
@@ -19,6 +20,7 @@ use super::{
     bars,
     config::{Config, Write},
     interrupts::Interrupts,
+    notice::Notice,
     options::{MsixTable, Options},
     peers::Peers,
     probe::{AssignError, Probed},
@@ -162,6 +164,11 @@ impl AssignedFunction {
     /// Its name on the host.
     pub fn name(&self) -> &Assignable {
         &self.name
+    }
+
+    /// Has the host's kernel signal `eventfd` when it has that to say, until the function is dropped; false where it never will.
+    pub fn notify(&self, notice: Notice, eventfd: BorrowedFd<'_>) -> io::Result<bool> {
+        notice.arm(&*self.host, eventfd)
     }
 
     /// What it cost until now.

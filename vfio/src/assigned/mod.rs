@@ -18,6 +18,7 @@ mod fake;
 mod function;
 mod interrupts;
 mod intx;
+mod notice;
 mod options;
 mod peers;
 mod probe;
@@ -29,6 +30,7 @@ mod tests;
 mod trap;
 
 pub use function::{AssignedFunction, FunctionStats, Wiring};
+pub use notice::Notice;
 pub use options::{MsixTable, Options, Rom};
 pub use probe::AssignError;
 pub use reset::{ResetStats, reset_devices, reset_opened};

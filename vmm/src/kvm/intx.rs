@@ -7,16 +7,14 @@
 //! KVM does not remember a level across KVM_SET_IRQCHIP (kvm_set_ioapic in arch/x86/kvm/ioapic.c clears what is pending), so pins
 //! are connected only after the interrupt controllers have been put back: functions connect them when the guest switches them on.
 
-use std::{
-    io,
-    os::fd::{AsRawFd, BorrowedFd},
-    sync::Arc,
-};
+use std::{io, os::fd::BorrowedFd, sync::Arc};
 
 use arch::layout;
 use devices::interrupt::{IntxSource, IntxWire};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::eventfd::borrowed;
 
 /// Wires the pins of a slot's functions as `_PRT` tells the guest.
 pub struct SlotPins {
@@ -74,11 +72,6 @@ impl IntxWire for Wire {
     fn resample(&self) -> BorrowedFd<'_> {
         borrowed(&self.resample)
     }
-}
-
-fn borrowed(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor is open as long as the `EventFd`, which outlives the borrow.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }
 
 impl Drop for Wire {

@@ -13,7 +13,7 @@ use std::{
 use devices::interrupt::{MsiMessage, MsiSource, MsiVectors};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::routes::Routes;
+use super::{eventfd::borrowed, routes::Routes};
 
 /// Hands out vectors of one VM.
 pub struct MsiController(pub Arc<Routes>);
@@ -103,9 +103,7 @@ impl Vector {
 
 impl MsiVectors for Vectors {
     fn eventfd(&self, vector: usize) -> io::Result<BorrowedFd<'_>> {
-        let fd = self.get(vector)?.eventfd.as_raw_fd();
-        // SAFETY: the eventfd lives in `self.vectors`, which never drops a vector before `self` is dropped.
-        Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+        Ok(borrowed(&self.get(vector)?.eventfd))
     }
 
     fn route(&self, changes: &[(usize, Option<MsiMessage>)]) -> io::Result<()> {

@@ -17,7 +17,8 @@ use devices::{
     uart::Uart,
 };
 use vfio::{
-    assigned::{self, AssignedFunction},
+    Assignable,
+    assigned::{self, AssignedFunction, Notice},
     kernel::Iommu,
 };
 
@@ -92,6 +93,14 @@ impl Machine {
         if self.config.stats.is_some() {
             events.tick().map_err(MachineError::Events)?;
         }
+        for (_, function) in &self.assigned {
+            if let Err(error) = events.watch(function) {
+                let name = function.name();
+                log::warn!(
+                    "{name}: the host cannot say when it wants it back or it fails: {error}"
+                );
+            }
+        }
         self.start.mark("running");
         let ended = loop {
             self.processors.start(&events.mailbox())?;
@@ -118,15 +127,14 @@ impl Machine {
                     continue;
                 }
                 Event::Quit(how) => Ended::Outcome(Outcome::Quit(how)),
+                Event::Host { device, notice } => failed(told(&device, notice)),
                 Event::Stopped { vcpu, stop } => match stop {
                     Stop::Asked | Stop::Guest(Action::None) => continue,
                     Stop::Guest(Action::PowerOff) => Ended::Outcome(Outcome::Shutdown),
                     Stop::Guest(Action::Reset) => Ended::Reset,
                     Stop::Guest(Action::Panicked) => died("it panicked".to_owned()),
                     Stop::TripleFault => died(format!("CPU {vcpu} triple-faulted")),
-                    Stop::Failed(how) => {
-                        Ended::Outcome(Outcome::Failed(format!("CPU {vcpu}: {how}")))
-                    }
+                    Stop::Failed(how) => failed(format!("CPU {vcpu}: {how}")),
                 },
             });
         }
@@ -193,4 +201,18 @@ enum Ended {
 
 fn died(how: String) -> Ended {
     Ended::Outcome(Outcome::Died(how))
+}
+
+fn failed(how: String) -> Ended {
+    Ended::Outcome(Outcome::Failed(how))
+}
+
+/// Why the guest has to end, since a device cannot be taken from it while it runs.
+fn told(device: &Assignable, notice: Notice) -> String {
+    match notice {
+        Notice::Wanted => format!("the host wants {device} back"),
+        Notice::Failed => format!(
+            "{device} reported an error that it cannot correct\n  see which:  dmesg | grep -e AER -e {device}"
+        ),
+    }
 }
