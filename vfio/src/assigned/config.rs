@@ -2,7 +2,8 @@
 //!
 //! The image is read once, when the function is opened, and rewritten. Bytes that are ours are answered from it and never reach the
 //! device; all others are read and written live, in the access that the guest made, and vfio-pci has the last word on them. BARs,
-//! MSI and MSI-X have models of their own, which overlay what is here.
+//! MSI and MSI-X have models of their own, which overlay what is here. The command register is both: the device has it, and we have
+//! what the guest wrote.
 
 use std::{io, ops::Range, sync::Arc};
 
@@ -13,7 +14,7 @@ use devices::{
         registers::{
             BAR0, CAPABILITIES, CARDBUS_CIS, COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO,
             COMMAND_MASTER, COMMAND_MEMORY, CONFIG_LEN, HEADER_END, HEADER_TYPE, INTERRUPT_LINE,
-            INTERRUPT_PIN, ROM, VENDOR_ID,
+            INTERRUPT_PIN, ROM, STATUS, VENDOR_ID,
         },
     },
     register_file::RegisterFile,
@@ -33,6 +34,9 @@ const COMMAND_WRITABLE: u16 = COMMAND_IO
     | COMMAND_PARITY
     | COMMAND_SERR
     | COMMAND_INTX_DISABLE;
+/// What it reads back as written. A VF has no memory enable bit of its own (its PF has one for all), and the device's INTx disable bit
+/// is also ours to set. Whether the other bits are there at all is for the device to say.
+const COMMAND_OWNED: u16 = COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE;
 /// Power management control and status: the D-state, 0 to 3.
 const POWER_STATE: u8 = 3;
 
@@ -50,7 +54,8 @@ pub(super) struct Config {
     host: Arc<dyn HostFunction>,
     region: RegionInfo,
     registers: RegisterFile,
-    owned: Vec<bool>,
+    /// For each byte, the bits that are ours.
+    owned: Vec<u8>,
     found: Found,
     /// The device's D-state, as last seen.
     power_state: u8,
@@ -88,7 +93,7 @@ impl Config {
         let mut config = Self {
             host,
             region,
-            owned: vec![false; image.len()],
+            owned: vec![0; image.len()],
             registers: RegisterFile::with_image(image),
             found,
             power_state: 0,
@@ -120,7 +125,8 @@ impl Config {
             .allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         self.registers.allow(INTERRUPT_LINE, &[0xff]);
         // The IDs, too: a VF's are all-ones in hardware, and were filled in by vfio-pci when the image was read.
-        self.own(VENDOR_ID..COMMAND + 2);
+        self.own(VENDOR_ID..COMMAND);
+        self.owned[COMMAND..STATUS].copy_from_slice(&COMMAND_OWNED.to_le_bytes());
         self.own(HEADER_TYPE..HEADER_TYPE + 1);
         self.own(BAR0..CARDBUS_CIS + 4);
         self.own(ROM..ROM + 4);
@@ -131,7 +137,7 @@ impl Config {
     fn own(&mut self, range: Range<usize>) {
         let end = range.end.min(self.owned.len());
         if let Some(owned) = self.owned.get_mut(range.start..end) {
-            owned.fill(true);
+            owned.fill(0xff);
         }
     }
 
@@ -175,15 +181,15 @@ impl Config {
 
     /// Reads at `offset`; all-ones where there is nothing.
     pub(super) fn read(&self, offset: usize, data: &mut [u8]) {
-        let owned = |at: usize| self.owned.get(at).copied().unwrap_or(true);
-        let all_ours = (offset..offset + data.len()).all(owned);
+        let owned = |at: usize| self.owned.get(at).copied().unwrap_or(0xff);
+        let all_ours = (offset..offset + data.len()).all(|at| owned(at) == 0xff);
         if !all_ours && self.host.read(&self.region, offset as u64, data).is_err() {
             data.fill(0xff);
         }
         for (at, byte) in (offset..).zip(data) {
-            if owned(at) {
-                self.registers.read(at, std::slice::from_mut(byte));
-            }
+            let (ours, mut register) = (owned(at), [0]);
+            self.registers.read(at, &mut register);
+            *byte = *byte & !ours | register[0] & ours;
         }
     }
 
@@ -292,7 +298,7 @@ impl Config {
 
     /// The parts of an access that go to the device, in bytes from its start.
     fn runs(&self, offset: usize, len: usize) -> Vec<Range<usize>> {
-        let theirs = |at: &usize| self.owned.get(offset + at) == Some(&false);
+        let theirs = |at: &usize| self.owned.get(offset + at) == Some(&0);
         let mut runs: Vec<Range<usize>> = Vec::new();
         for at in (0..len).filter(theirs) {
             match runs.last_mut() {

@@ -216,6 +216,20 @@ fn bars_come_after_the_device_decodes_and_go_before_it_stops() {
 }
 
 #[test]
+fn the_command_register_has_the_bits_that_the_device_has() {
+    let guest = guest();
+    assert_eq!(
+        guest.write(COMMAND, &[0xff, 0xff])[0],
+        "write 7 0x4 [57, 5]"
+    );
+    assert_eq!(guest.read(COMMAND), [0x57, 0x05]);
+    // The device has neither I/O space nor memory write and invalidate, and no memory enable, as a VF.
+    guest.host.bytes(CONFIG)[4] = 0x44;
+    assert_eq!(guest.read(COMMAND), [0x46, 0x05]);
+    assert_eq!(guest.read(COMMAND + 1), [0x05]);
+}
+
+#[test]
 fn a_bar_that_moves_leaves_its_old_place_first() {
     let guest = guest();
     guest.write(COMMAND, &[2, 0]);
