@@ -166,7 +166,7 @@ impl Found {
 mod tests {
     use devices::pci::registers::{CAPABILITIES, STATUS};
 
-    use super::*;
+    use super::{super::random::Random, *};
 
     /// Configuration space with these capabilities (ID, offset, bytes after the link) and extended ones (ID, offset).
     fn space(standard: &[(u8, usize, &[u8])], extended: &[(u16, usize)]) -> Vec<u8> {
@@ -293,16 +293,9 @@ mod tests {
 
     #[test]
     fn garbage_is_survived() {
-        let mut state = 7u64;
+        let mut random = Random::new(7);
         for _ in 0..500 {
-            let mut image: Vec<u8> = (0..4096)
-                .map(|_| {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    state.to_le_bytes()[6]
-                })
-                .collect();
+            let mut image: Vec<u8> = (0..4096).map(|_| random.byte()).collect();
             image[STATUS] |= 0x10;
             rewrite(&mut image, true, false);
         }

@@ -297,7 +297,10 @@ mod tests {
     use devices::interrupt::MsiMessage;
 
     use super::{
-        super::fake::{FakeHost, FakeSource},
+        super::{
+            fake::{FakeHost, FakeSource},
+            random::Random,
+        },
         *,
     };
 
@@ -431,31 +434,20 @@ mod tests {
         assert_eq!(host.take_calls(), [""; 0]);
     }
 
-    /// The same numbers in every run.
-    fn random() -> impl FnMut(u64) -> u64 {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        move |end| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.wrapping_mul(0x2545_f491_4f6c_dd1d) % end
-        }
-    }
-
     #[test]
     fn whatever_the_guest_writes_a_vector_with_a_route_is_armed() {
         for host in [FakeHost::default(), FakeHost::default().that_can_grow()] {
             let (host, source) = (Arc::new(host), FakeSource::default());
             let interrupts = msix(&host, &source);
-            let (mut random, mut routed) = (random(), [false; 3]);
+            let (mut random, mut routed) = (Random::new(1), [false; 3]);
             for step in 0..20_000 {
-                match random(4) {
-                    0 => control(
-                        &interrupts,
-                        [0, ENABLE, ENABLE | MASK_ALL][usize::try_from(random(3)).unwrap()],
-                    ),
-                    1 if random(50) == 0 => interrupts.reset(),
-                    _ => interrupts.table_write(random(12) * 4, &random(2).to_le_bytes()[..4]),
+                match random.below(4) {
+                    0 => control(&interrupts, random.pick(&[0, ENABLE, ENABLE | MASK_ALL])),
+                    1 if random.once_in(50) => interrupts.reset(),
+                    _ => {
+                        let at = random.below(12) as u64 * 4;
+                        interrupts.table_write(at, &[random.byte() & 1, 0, 0, 0]);
+                    }
                 }
                 for (vector, message) in source.take_routes().into_iter().flatten() {
                     routed[vector] = message.is_some();

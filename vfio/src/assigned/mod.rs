@@ -18,10 +18,14 @@ mod fake;
 mod function;
 mod interrupts;
 mod intx;
+#[cfg(test)]
+mod model;
 mod notice;
 mod options;
 mod peers;
 mod probe;
+#[cfg(test)]
+mod random;
 mod relocation;
 mod reset;
 mod rom;

@@ -202,14 +202,14 @@ fn a_pin_that_is_lost_is_tried_again_when_the_function_is_switched_on_again() {
 #[test]
 fn whatever_the_guest_writes_the_pin_is_heard_exactly_while_it_is_on_and_sends_no_messages() {
     let guest = guest_with_pin();
-    let mut random = Random(0x1117);
+    let mut random = Random::new(0x1117);
     for step in 0..20_000 {
-        let value = random.below(1 << 16).to_le_bytes();
+        let value = random.next().to_le_bytes();
         match random.below(5) {
             0 | 1 => guest.write(COMMAND, &value[..2]),
             2 => guest.write(MSIX + 2, &value[..2]),
             3 => guest.write(0x52, &value[..2]),
-            _ if random.below(50) == 0 => guest.write(EXPRESS + 8, &[0, 0x80]),
+            _ if random.once_in(50) => guest.write(EXPRESS + 8, &[0, 0x80]),
             _ => guest.write(POWER, &value[..1]),
         };
         let [command, _] = guest.read(COMMAND);
