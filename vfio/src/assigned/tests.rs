@@ -1,5 +1,6 @@
 //! The function as a whole, on a stand-in for a card: an NIC's VF with MSI-X in a BAR of its own, and MSI and power management.
 
+mod enumeration;
 mod peers;
 mod pin;
 mod power;
@@ -103,7 +104,7 @@ impl Guest {
         Self::assign(name, host, &Options::default(), None)
     }
 
-    fn with(
+    pub(super) fn with(
         host: FakeHost,
         options: &Options,
         peers: Option<&Arc<dyn DmaTarget>>,

@@ -5,7 +5,7 @@ use devices::pci::Function;
 
 use super::card::Card;
 use crate::{
-    assigned::{AssignError, fake::FakeHost, random::Random, tests::Guest},
+    assigned::{AssignError, MsixTable, Options, fake::FakeHost, random::Random, tests::Guest},
     kernel::Area,
 };
 
@@ -48,6 +48,7 @@ fn host(random: &mut Random) -> FakeHost {
             1 => 12288,
             _ => 1 << random.below(64),
         };
+        info.msix_mappable = random.once_in(2);
         for _ in 0..random.below(3) {
             let offset = random.next() >> random.below(64) & 0xffff_f800;
             let len = 1 + (random.next() >> random.below(64) & 0xffff_f800);
@@ -83,7 +84,12 @@ fn a_device_of_garbage_is_refused_or_lived_with() {
     let mut random = Random::new(0xdead_beef);
     let (mut refused, mut assigned) = (0, 0);
     for _ in 0..IMAGES {
-        match Guest::new(host(&mut random)) {
+        let options = Options {
+            mmap: !random.once_in(4),
+            msix: random.pick(&[MsixTable::InPlace, MsixTable::Relocated]),
+            ..Options::default()
+        };
+        match Guest::with(host(&mut random), &options, None) {
             Ok(guest) => {
                 try_out(&guest, &mut random);
                 assigned += 1;

@@ -41,6 +41,11 @@ fn play(seed: u64) {
 }
 
 #[test]
+fn vcpus_at_odds_with_each_other_neither_hang_nor_leave_anything_behind() {
+    (0..16).for_each(|seed| Table::new(seed).storm(seed));
+}
+
+#[test]
 fn a_million_steps_leave_the_function_as_a_model_says() {
     if let Ok(seed) = env::var("VIADUCT_SEED") {
         return play(seed.parse().unwrap());

@@ -3,6 +3,7 @@
 mod bars;
 mod config;
 mod seat;
+mod storm;
 
 use std::sync::Arc;
 
