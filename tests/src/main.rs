@@ -76,10 +76,23 @@ enum Order {
         filter: String,
     },
     /// Viaduct beside QEMU's microvm: time to the guest's init, exits, memory.
-    Bench,
+    Bench {
+        /// What is measured.
+        #[arg(value_enum, default_value_t = Benchmark::Start)]
+        what: Benchmark,
+    },
     /// What runs in L1: not for typing.
     #[command(hide = true)]
     Agent,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Benchmark {
+    /// The start of a guest with one VF.
+    Start,
+    /// Each card of the scenarios: works, interrupts, exits for an operation, and what it adds to the start.
+    Cards,
 }
 
 /// How L1 is set up.
@@ -133,7 +146,12 @@ fn obey(command: Order) -> Result<i32> {
         Order::Shell { options, qemu } => shell(&options.machine(&qemu)),
         Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
         Order::Test { filter } => test(&filter),
-        Order::Bench => bench::run(&boot(&Machine::with_cards(Cards::sriov()), "bench")?),
+        Order::Bench { what } => match what {
+            Benchmark::Start => {
+                bench::start::run(&boot(&Machine::with_cards(Cards::sriov()), "bench")?)
+            }
+            Benchmark::Cards => bench::cards::run(&boot(&scenarios::cards::machine(), "bench")?),
+        },
         Order::Agent => Ok(0),
     }
 }

@@ -14,14 +14,17 @@ pub(crate) fn draw(name: &str) -> io::Result<String> {
         let what = format!("{name} has {bits} bits a pixel, not 32");
         return Err(io::Error::other(what));
     }
-    let mut screen = OpenOptions::new()
-        .write(true)
-        .open(Path::new("/dev").join(name))?;
+    let mut picture = Vec::new();
     for row in 0..height {
-        let mut line: Vec<u8> = (0..width).flat_map(|column| pixel(column, row)).collect();
-        line.resize(stride.max(width * 4), 0);
-        screen.write_all(&line)?;
+        picture.extend((0..width).flat_map(|column| pixel(column, row)));
+        picture.resize((row + 1) * stride, 0);
     }
+    // In one write: of one that is exactly a row the kernel's emulated framebuffer shows nothing.
+    let path = Path::new("/dev").join(name);
+    OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(&picture)?;
     Ok(format!("{width}x{height}"))
 }
 

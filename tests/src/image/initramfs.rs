@@ -108,8 +108,10 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
     for (path, script) in ENDINGS {
         guest.file(path, 0o755, script.as_bytes());
     }
-    let program = read(&checks::build_guest_program()?)?;
-    guest.file("bin/lab-guest", 0o755, &program);
+    let program = checks::build_guest_program()?;
+    guest.file("bin/lab-guest", 0o755, &read(&program)?);
+    // For L1, which is what it aims devices at.
+    copy(&program, &l2.join("lab-guest"))?;
     guest.file("etc/mdev.conf", 0o644, MDEV.as_bytes());
     put_tools(tree, &mut guest)?;
     modules.put(tree, lines(L2_MODULES), &scratch, &mut guest)?;

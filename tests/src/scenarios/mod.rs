@@ -4,6 +4,7 @@
 
 mod address_space;
 mod boot;
+pub(crate) mod cards;
 mod console;
 mod drivers;
 mod ending;
@@ -53,6 +54,7 @@ fn all() -> Vec<Scenario> {
         ending::scenarios(),
         console::scenarios(),
         boot::scenarios(),
+        cards::scenarios(),
     ]
     .into_iter()
     .flatten()

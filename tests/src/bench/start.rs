@@ -5,7 +5,9 @@
 use std::fs;
 use std::time::Duration;
 
+use super::ratio;
 use crate::error::{Doing, Error, Result};
+use crate::guest::Plan;
 use crate::host::Host;
 use crate::paths;
 use crate::progress::step;
@@ -13,13 +15,14 @@ use crate::progress::step;
 const RUNS: usize = 5;
 const DEVICE: &str = "0000:03:10.3";
 /// What is measured, in L1.
-const MEASURE: &str = include_str!("../../resources/lab/l1-bench");
+const MEASURE: &str = include_str!("../../../resources/lab/l1-bench");
 /// What the guest does once its init is there: nothing.
 const IDLE: &str = "sleep 1000";
 
 /// What one start took.
-struct Start {
-    ms: u64,
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(super) ms: u64,
     exits: u64,
     outside_kib: u64,
 }
@@ -34,9 +37,8 @@ pub(crate) fn run(host: &Host) -> Result<i32> {
         let qemu = host.reference(1, "512M", &[DEVICE]);
         let both = [("viaduct", viaduct, &mut ours), ("QEMU", qemu, &mut theirs)];
         for (name, plan, starts) in both {
-            let command = plan.script(IDLE).command()?;
             let what = format!("Run {number} of {RUNS}: {name}");
-            starts.push(step(&what, || start(host, &command))?);
+            starts.push(step(&what, || once(host, plan))?);
         }
     }
     print_table(&ours, &theirs);
@@ -46,7 +48,9 @@ pub(crate) fn run(host: &Host) -> Result<i32> {
     Ok(0)
 }
 
-fn start(host: &Host, command: &str) -> Result<Start> {
+/// Starts a guest until its init says that it is there.
+pub(super) fn once(host: &Host, plan: Plan<'_>) -> Result<Start> {
+    let command = plan.script(IDLE).command()?;
     let quoted = command.replace('\'', "'\\''");
     let script = format!("set -- '{quoted}'\n{MEASURE}");
     let output = host.output(&script, Duration::from_secs(120))?;
@@ -61,14 +65,15 @@ fn start(host: &Host, command: &str) -> Result<Start> {
             outside_kib,
         }),
         _ => Err(Error::Program {
-            command: command.to_owned(),
+            command,
             status: output.code.to_string(),
             tail: [output.stdout, output.stderr].concat(),
         }),
     }
 }
 
-fn median(starts: &[Start], of: impl Fn(&Start) -> u64) -> u64 {
+/// Of what `of` tells of each.
+pub(super) fn median(starts: &[Start], of: impl Fn(&Start) -> u64) -> u64 {
     let mut values: Vec<u64> = starts.iter().map(of).collect();
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or_default()
@@ -81,9 +86,10 @@ fn print_table(ours: &[Start], theirs: &[Start]) {
     );
     let row = |name: &str, of: fn(&Start) -> u64| {
         let (ours, theirs) = (median(ours, of), median(theirs, of));
-        let ratio = f64::from(u32::try_from(ours).unwrap_or(u32::MAX))
-            / f64::from(u32::try_from(theirs).unwrap_or(u32::MAX));
-        println!("{name:38}{ours:>10}{theirs:>10}{ratio:>8.2}");
+        println!(
+            "{name:38}{ours:>10}{theirs:>10}{:>8.2}",
+            ratio(ours, theirs)
+        );
     };
     row("exec to the guest's init, ms", |start| start.ms);
     row("exits by I/O and MMIO until then", |start| start.exits);
