@@ -1,4 +1,5 @@
-//! Capability lists over an image of configuration space (PCI 3.0 §6.7; extended ones: PCIe 6.0 §7.6).
+//! Capability lists over an image of configuration space (PCI 3.0 §6.7; the headers of extended ones as `PCI_EXT_CAP_ID`, `_VER` and
+//! `_NEXT` in Linux's `pci_regs.h` take them apart).
 //!
 //! The image may come from a device, and a device can lie: a walk visits no offset twice, so a list that loops just ends, after at
 //! most 48 capabilities (480 extended ones), and nothing is read outside the image.
@@ -201,7 +202,7 @@ fn offsets(
     .take(most)
 }
 
-/// The header of an extended capability (PCIe 6.0 §7.6.3).
+/// The header of an extended capability: ID, version, next.
 #[derive(Clone, Copy)]
 struct Header(u32);
 

@@ -1,6 +1,10 @@
 //! Which capabilities of the device a guest is shown, and how.
 //!
-//! PCI 3.0 §6.7, PCIe 6.0 §7.5.3 (PCI Express capability), §7.6 (extended ones); numbers as in Linux's `pci_regs.h`.
+//! PCI 3.0 §6.7, PCIe 6.0 §7.5.3 (PCI Express capability); numbers as in Linux's `pci_regs.h`.
+//!
+//! vfio-pci hides some itself, those it has no rules for (`vfio_ecap_init` in drivers/vfio/pci/vfio_pci_config.c). They are out of the
+//! list before we look; where they were is, as everything between capabilities, read and written as the device has it, because some
+//! devices keep registers there (be2net's, that file says).
 
 use std::ops::Range;
 
