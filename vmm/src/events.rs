@@ -1,5 +1,5 @@
-//! What the main thread waits for while the vCPUs run: one of them stopping, a signal, what the host has to say of a device, the
-//! next second of `--stats`.
+//! What the main thread waits for while the vCPUs run: one of them stopping, a signal, what the host has to say of a device, DMA that
+//! the IOMMU refused, the next second of `--stats`.
 
 use std::{
     io,
@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use vfio::host::{DmaFault, FaultLog};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::EventFd,
@@ -45,6 +46,8 @@ pub enum Event {
     },
     /// Time to write the statistics.
     Stats,
+    /// The IOMMU refused DMA of the machine's devices; at least one.
+    Refused(Vec<DmaFault>),
 }
 
 /// Where vCPU threads say that they stopped.
@@ -71,6 +74,7 @@ pub struct Events {
     posted: Receiver<Event>,
     stats_timer: Option<TimerFd>,
     notices: Vec<(EventFd, Assignable, Notice)>,
+    fault_log: Option<FaultLog>,
 }
 
 /// Tells the descriptors apart in the epoll set.
@@ -78,8 +82,9 @@ mod token {
     pub(super) const SIGNALS: u64 = 0;
     pub(super) const POSTED: u64 = 1;
     pub(super) const STATS: u64 = 2;
+    pub(super) const FAULTS: u64 = 3;
     /// The first of `Events::notices`.
-    pub(super) const NOTICES: u64 = 3;
+    pub(super) const NOTICES: u64 = 4;
 }
 
 const STATS_PERIOD: Duration = Duration::from_secs(1);
@@ -100,6 +105,7 @@ impl Events {
             posted,
             stats_timer: None,
             notices: Vec::new(),
+            fault_log: None,
         })
     }
 
@@ -136,6 +142,19 @@ impl Events {
         watch(&self.epoll, bell.as_raw_fd(), token)?;
         self.notices.push((bell, device, notice));
         Ok(())
+    }
+
+    /// Asks for `Event::Refused`.
+    pub fn watch_faults(&mut self, log: FaultLog) -> io::Result<()> {
+        watch(&self.epoll, log.as_raw_fd(), token::FAULTS)?;
+        self.fault_log = Some(log);
+        Ok(())
+    }
+
+    /// DMA that was refused until now and nobody has heard of.
+    pub fn refused(&mut self) -> Vec<DmaFault> {
+        let log = self.fault_log.as_mut();
+        log.map(FaultLog::take).unwrap_or_default()
     }
 
     /// Forgets which vCPUs stopped: several can for one and the same reset. What a person wants is not forgotten.
@@ -178,6 +197,10 @@ impl Events {
                     let _ = timer.wait();
                 }
                 return Some(Event::Stats);
+            }
+            token::FAULTS => {
+                let faults = self.refused();
+                return (!faults.is_empty()).then_some(Event::Refused(faults));
             }
             // The bell only wakes; what was posted is in the channel.
             token::POSTED => drop(self.mailbox.bell.read()),

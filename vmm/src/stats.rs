@@ -13,6 +13,8 @@ use std::{
 use serde::Serialize;
 use vfio::assigned::FunctionStats;
 
+use crate::machine::Refused;
+
 /// Kinds of exit to userspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitKind {
@@ -124,6 +126,8 @@ pub struct DeviceReport {
     /// What it counted.
     #[serde(flatten)]
     pub stats: FunctionStats,
+    /// DMA of it that the IOMMU refused.
+    pub refused_dma: Refused,
 }
 
 #[derive(Serialize)]

@@ -17,7 +17,7 @@ use vfio::{
     kernel::{DmaTarget, GuestLink, Interface, Iommu},
 };
 
-use super::{Config, Machine, MachineError};
+use super::{Config, Machine, MachineError, refusals::Refusals};
 use crate::{
     boot::Boot,
     kvm::{
@@ -109,6 +109,7 @@ impl Blueprint {
             config,
             start,
             resets,
+            refusals: Refusals::default(),
         };
         if let Some(iommu) = &iommu {
             machine.assign(iommu, memslots, &MsiController(routes))?;

@@ -3,10 +3,12 @@
 mod blueprint;
 mod config;
 mod error;
+mod refusals;
 
 pub use blueprint::Blueprint;
 pub use config::{Assignment, Config};
 pub use error::MachineError;
+pub use refusals::Refused;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,6 +24,7 @@ use vfio::{
     kernel::Iommu,
 };
 
+use self::refusals::Refusals;
 use crate::{
     boot::Boot,
     events::{Event, Events},
@@ -68,6 +71,7 @@ pub struct Machine {
     config: Config,
     start: StartTimes,
     resets: u64,
+    refusals: Refusals,
 }
 
 impl Machine {
@@ -112,6 +116,7 @@ impl Machine {
                 Ended::Outcome(outcome) => break outcome,
             }
         };
+        self.refusals.note(&events.refused());
         self.write_stats();
         // What the guest printed last is often why it ended.
         self.platform.uart.finish(OUTPUT_PATIENCE);
@@ -119,11 +124,15 @@ impl Machine {
     }
 
     /// Waits, with the vCPUs running, for what stops them.
-    fn wait(&self, events: &mut Events) -> Result<Ended, MachineError> {
+    fn wait(&mut self, events: &mut Events) -> Result<Ended, MachineError> {
         loop {
             return Ok(match events.wait().map_err(MachineError::Events)? {
                 Event::Stats => {
                     self.write_stats();
+                    continue;
+                }
+                Event::Refused(faults) => {
+                    self.refusals.note(&faults);
                     continue;
                 }
                 Event::Quit(how) => Ended::Outcome(Outcome::Quit(how)),
@@ -167,6 +176,7 @@ impl Machine {
         let devices = self.assigned.iter().map(|(slot, function)| DeviceReport {
             slot: slot.to_string(),
             stats: function.stats(),
+            refused_dma: self.refusals.of(function.name().function()),
         });
         let vcpus = self.processors.counters();
         if let Err(error) = stats::write(path, &self.start, self.resets, vcpus, devices.collect()) {

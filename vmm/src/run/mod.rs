@@ -113,7 +113,9 @@ pub fn run(args: &RunArgs) -> Ended {
     }
     let taken = host.take(&managed, &options)?;
     // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
-    let outcome = run_machine(blueprint, sink, &config.serial, signals);
+    let mut events = Events::new(signals).map_err(MachineError::Events)?;
+    watch_faults(&host, &config, &mut events);
+    let outcome = run_machine(blueprint, sink, &config.serial, &mut events);
     let given_back = taken.give_back();
     if let (Err(_), Err(error)) = (&outcome, &given_back) {
         // The other error is the one that is returned.
@@ -132,13 +134,26 @@ fn managed(args: &[VfioArg], assigned: &[Assignment]) -> Vec<Bdf> {
         .collect()
 }
 
+/// Listens to what the IOMMU refuses the devices, from before they can reach anything. A machine does without where the log is not ours
+/// to read.
+fn watch_faults(host: &Host, config: &Config, events: &mut Events) {
+    let devices = config.assigned.iter();
+    let devices: Vec<Bdf> = devices.filter_map(|one| one.device.function()).collect();
+    if devices.is_empty() {
+        return;
+    }
+    let log = host.fault_log(&devices);
+    if let Err(error) = log.and_then(|log| events.watch_faults(log)) {
+        log::debug!("/dev/kmsg: {error}: DMA that the IOMMU refuses will not be told of");
+    }
+}
+
 fn run_machine(
     blueprint: Blueprint,
     sink: Box<dyn Write + Send>,
     serial: &Serial,
-    signals: Signals,
+    events: &mut Events,
 ) -> Result<Outcome, Box<dyn Error>> {
-    let mut events = Events::new(signals).map_err(MachineError::Events)?;
     let mut machine = blueprint.build(sink)?;
     if let Some(signal) = events.pending_signal() {
         return Ok(Outcome::Quit(signal));
@@ -150,7 +165,7 @@ fn run_machine(
         input::start(machine.uart(), events.mailbox(), terminal.is_some())
             .map_err(RunError::Input)?;
     }
-    let outcome = machine.run(&mut events);
+    let outcome = machine.run(events);
     drop(terminal);
     Ok(outcome?)
 }
