@@ -1,10 +1,15 @@
-//! The names by which people call a device: its address, its network interface, a virtual function by its physical one.
+//! The names by which people call a device: its address, its network interface, a virtual function by its physical one, a mediated
+//! device by its UUID; or any of them by its path in sysfs.
 
-use std::fmt;
+use std::{
+    fmt,
+    path::{Component, Path, PathBuf},
+};
 
 use devices::pci::Bdf;
 
-use super::{Host, short, sysfs};
+use super::{Host, mediated::uuid, short, sysfs};
+use crate::Assignable;
 
 /// The name is not one of an assignable device on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +52,17 @@ pub enum ResolveError {
         /// How many it can have.
         total: u32,
     },
+    /// It is the UUID of nothing.
+    NoMediated {
+        /// The UUID.
+        uuid: String,
+        /// What mediated devices there are.
+        there: Vec<String>,
+        /// What makes one.
+        maker: Option<PathBuf>,
+    },
+    /// It is a path, but not one of a device in sysfs.
+    NotADevice(String),
 }
 
 impl std::error::Error for ResolveError {}
@@ -77,6 +93,22 @@ impl fmt::Display for ResolveError {
                     some => write!(f, "\n  interfaces on PCI devices:  {}", some.join(" ")),
                 }
             }
+            Self::NoMediated { uuid, there, maker } => {
+                write!(f, "{uuid}: no such mediated device on this host")?;
+                if !there.is_empty() {
+                    write!(f, "\n  there is:  {}", there.join(" "))?;
+                }
+                match maker {
+                    Some(maker) => write!(f, "\n  make it, as root:  echo {uuid} > {}", maker.display()),
+                    None => f.write_str(
+                        "\n  no driver here makes any more of them; those that could:  ls /sys/class/mdev_bus",
+                    ),
+                }
+            }
+            Self::NotADevice(path) => write!(
+                f,
+                "'{path}' is not a device in sysfs: name /sys/bus/pci/devices/ADDRESS or /sys/bus/mdev/devices/UUID{SEE}"
+            ),
             Self::NotPci(name) => write!(
                 f,
                 "'{name}' is an interface without a PCI device behind it{SEE}"
@@ -137,6 +169,33 @@ fn one_of(f: &mut fmt::Formatter<'_>, what: &str, devices: &[Bdf]) -> fmt::Resul
 const SUGGESTIONS: usize = 10;
 
 impl Host {
+    /// What `name` stands for: a function as [`Host::resolve`] has them, a mediated device by its UUID, or the path in sysfs of
+    /// either.
+    pub fn resolve_assignable(&self, name: &str) -> Result<Assignable, ResolveError> {
+        let last = match name.starts_with('/') {
+            true => {
+                device_of_path(name).ok_or_else(|| ResolveError::NotADevice(name.to_owned()))?
+            }
+            false => name,
+        };
+        match uuid(last) {
+            Some(uuid) => self.present_mediated(uuid),
+            None => Ok(self.resolve(last)?.into()),
+        }
+    }
+
+    fn present_mediated(&self, uuid: String) -> Result<Assignable, ResolveError> {
+        let there = self.mediated();
+        if there.contains(&uuid) {
+            return Ok(Assignable::Mediated(uuid));
+        }
+        Err(ResolveError::NoMediated {
+            maker: self.mediated_maker(),
+            uuid,
+            there,
+        })
+    }
+
     /// The function that `name` stands for: `03:10.3`, `0000:03:10.3`, `eth2`, `03:00.1/vf1` or `eth2/vf1`.
     pub fn resolve(&self, name: &str) -> Result<Bdf, ResolveError> {
         match name.split_once('/') {
@@ -242,4 +301,20 @@ impl Host {
         meant.truncate(SUGGESTIONS);
         meant
     }
+}
+
+/// The name at the end of a device's path in sysfs.
+fn device_of_path(path: &str) -> Option<&str> {
+    let parts: Option<Vec<&str>> = Path::new(path)
+        .components()
+        .map(|part| match part {
+            Component::RootDir => Some("/"),
+            Component::Normal(name) => name.to_str(),
+            _ => None,
+        })
+        .collect();
+    let parts = parts?;
+    let last = *parts.last()?;
+    let named = uuid(last).is_some() || last.parse::<Bdf>().is_ok();
+    (parts.starts_with(&["/", "sys"]) && named).then_some(last)
 }

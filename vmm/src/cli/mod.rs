@@ -16,8 +16,8 @@ use clap::{Parser, Subcommand};
     name = "viaduct",
     version,
     max_term_width = 100,
-    after_help = "Devices are named 03:10.3, 0000:03:10.3, by network interface (eth2), or a virtual function by its \
-                  physical one (03:00.1/vf1).\n\n\
+    after_help = "Devices are named 03:10.3, 0000:03:10.3, by network interface (eth2), a virtual function by its \
+                  physical one (03:00.1/vf1), or a mediated device by /sys/bus/mdev/devices/UUID.\n\n\
                   Exit status: 0 the guest shut down, or was ended by you; 1 the host or a device failed; 2 bad usage; \
                   3 the guest died (triple fault or panic)."
 )]

@@ -35,7 +35,7 @@ pub struct RunArgs {
     /// Guest memory: SIZE[,hugepages=2M|1G|thp|off][,prefault=on|off]
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemoryArg,
-    /// Assign a host PCI function: DEV[,addr=SLOT[.FN]][,id=NAME][,mac=MAC][,rom=on|off|FILE][,vga=on|off][,mmap=on|off]
+    /// Assign a host PCI function or mediated device: DEV[,addr=SLOT[.FN]][,id=NAME][,mac=MAC][,rom=on|off|FILE][,vga=on|off][,mmap=on|off]
     /// [,msix=in-place|relocate][,managed=on|off]; may be repeated
     #[arg(long, value_name = "DEV")]
     pub vfio: Vec<VfioArg>,

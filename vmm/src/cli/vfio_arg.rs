@@ -8,7 +8,7 @@ use vfio::assigned::{MsixTable, Options, Rom};
 /// The argument of one `--vfio`. The device is still a name: only the host can say which function that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VfioArg {
-    /// How the person named the device, without QEMU's `host=`.
+    /// How the person named the device, without QEMU's `host=` or `sysfsdev=`.
     pub device: String,
     /// Where on the guest's bus it goes; the first free slot if absent.
     pub slot: Option<Slot>,
@@ -26,7 +26,9 @@ pub struct VfioArg {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VfioArgError {
     /// No device in it.
-    #[error("name a device: --vfio 03:10.3, --vfio eth2 or --vfio 03:00.1/vf1")]
+    #[error(
+        "name a device: --vfio 03:10.3, --vfio eth2, --vfio 03:00.1/vf1 or --vfio /sys/bus/mdev/devices/UUID"
+    )]
     Empty,
     /// A key nobody knows.
     #[error(
@@ -64,7 +66,10 @@ impl FromStr for VfioArg {
     fn from_str(text: &str) -> Result<Self, VfioArgError> {
         let mut parts = text.split(',');
         let device = parts.next().unwrap_or_default();
-        let device = device.strip_prefix("host=").unwrap_or(device).to_owned();
+        let without = ["host=", "sysfsdev="]
+            .iter()
+            .find_map(|key| device.strip_prefix(key));
+        let device = without.unwrap_or(device).to_owned();
         if device.is_empty() {
             return Err(VfioArgError::Empty);
         }
@@ -180,6 +185,9 @@ mod tests {
         assert_eq!(arg.mac, Some([2, 0, 0, 0, 0, 1]));
         assert!(arg.managed);
         assert_eq!(arg.options, Options::default());
+        let path = "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+        let arg: VfioArg = format!("sysfsdev={path}").parse().unwrap();
+        assert_eq!(arg.device, path);
     }
 
     #[test]
@@ -221,6 +229,8 @@ mod tests {
             Err(VfioArgError::HostBridge)
         );
         assert!("03:10.3,adr=6".parse::<VfioArg>().is_err());
-        assert_eq!("host=".parse::<VfioArg>(), Err(VfioArgError::Empty));
+        for nothing in ["host=", "sysfsdev="] {
+            assert_eq!(nothing.parse::<VfioArg>(), Err(VfioArgError::Empty));
+        }
     }
 }

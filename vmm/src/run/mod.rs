@@ -57,6 +57,10 @@ enum RunError {
         "slot {slot} is asked for twice\n  give each --vfio an addr= of its own, or leave it out"
     )]
     SlotTwice { slot: Slot },
+    #[error(
+        "{device} is a mediated device, whose MAC address only the driver that makes it can set\n  leave mac= out"
+    )]
+    NoMac { device: Assignable },
     #[error("{device} is named twice\n  name each device once")]
     DeviceTwice { device: Assignable },
     #[error(
@@ -87,6 +91,11 @@ pub fn run(args: &RunArgs) -> Ended {
     };
     // All that can be refused is refused before anything is changed.
     host.check_take(&managed, &options)?;
+    for assignment in &config.assigned {
+        if let Assignable::Mediated(uuid) = &assignment.device {
+            host.check_mediated(uuid)?;
+        }
+    }
     if args.dry_run {
         print_plan(&host, &managed, &config);
         return Ok(ExitCode::SUCCESS);
@@ -111,10 +120,10 @@ pub fn run(args: &RunArgs) -> Ended {
             host.prepare_function(function, arg.mac.map(Mac))?;
         }
     }
-    let taken = host.take(&managed, &options)?;
-    // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
     let mut events = Events::new(signals).map_err(MachineError::Events)?;
+    let taken = host.take(&managed, &options)?;
     watch_faults(&host, &config, &mut events);
+    // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
     let outcome = run_machine(blueprint, sink, &config.serial, &mut events);
     let given_back = taken.give_back();
     if let (Err(_), Err(error)) = (&outcome, &given_back) {

@@ -19,7 +19,10 @@ pub(super) fn assign(host: &Host, args: &[VfioArg]) -> Result<Vec<Assignment>, B
     }
     let mut assigned: Vec<Assignment> = Vec::new();
     for arg in args {
-        let device = Assignable::from(host.resolve(&arg.device)?);
+        let device = host.resolve_assignable(&arg.device)?;
+        if let (Assignable::Mediated(_), Some(_)) = (&device, arg.mac) {
+            return Err(RunError::NoMac { device }.into());
+        }
         if assigned.iter().any(|other| other.device == device) {
             return Err(RunError::DeviceTwice { device }.into());
         }

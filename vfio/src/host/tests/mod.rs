@@ -2,3 +2,4 @@
 
 mod binding;
 mod facts;
+mod mediated;
