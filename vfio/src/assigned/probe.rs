@@ -35,7 +35,7 @@ pub enum AssignError {
     Open(#[from] IommuError),
     /// It does not answer what it is.
     #[error(
-        "{function}: {what} cannot be read\n  it may be gone, or hang:  lspci -nnks {function}; dmesg | tail"
+        "{function}: {what} cannot be read\n  it may be gone, or hang:  ls {}; dmesg | tail", function.sysfs().display()
     )]
     Read {
         /// Its name on the host.

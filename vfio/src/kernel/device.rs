@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::{fd::BorrowedFd, unix::fs::FileExt},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use devices::mapping::HostMapping;
@@ -15,11 +15,12 @@ use super::{
     guest_link::Known,
     info::Info,
     ioctl::Request,
-    iommu::OpenDevice,
+    iommu::{OpenDevice, lock},
     irq::{self, IrqAction, IrqIndex, IrqInfo},
     mapping::RegionMapping,
     region::{Area, RegionIndex, RegionInfo},
     reset::{self, Affected, Scope},
+    unmasker::Unmasker,
 };
 use crate::Assignable;
 
@@ -49,7 +50,7 @@ pub enum DeviceError {
     },
     /// It is not a PCI device.
     #[error(
-        "{function}: VFIO says that it is not a PCI device\n  see which driver has it:  lspci -nnks {function}"
+        "{function}: VFIO says that it is not a PCI device\n  see which driver has it:  readlink {}/driver", function.sysfs().display()
     )]
     NotPci {
         /// Its name on the host.
@@ -67,6 +68,8 @@ fn open_advice(function: &Assignable, error: &io::Error) -> String {
 /// An open device. Closing it makes vfio-pci stop its DMA, disable its interrupts and try to reset it.
 pub struct Device {
     _known: Option<Known>,
+    // Before `file`, of which it has a duplicate.
+    unmasker: Mutex<Option<Unmasker>>,
     file: File,
     name: Assignable,
     can_reset: bool,
@@ -99,11 +102,27 @@ impl Device {
         }
         Ok(Self {
             _known: known,
+            unmasker: Mutex::default(),
             file,
             name: function.clone(),
             can_reset: flags & VFIO_DEVICE_FLAGS_RESET != 0,
             iommu,
         })
+    }
+}
+
+impl Device {
+    /// Unmasks the pin upon `eventfd` by a thread of ours.
+    fn unmask_upon(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        let file = self.file.try_clone()?;
+        let unmasker = Unmasker::start(eventfd, move || {
+            let unmasked = irq::act(&file, IrqIndex::Intx, IrqAction::Unmask, 0, 1);
+            if let Err(error) = unmasked {
+                log::debug!("the INTx pin cannot be unmasked: {error}");
+            }
+        });
+        *lock(&self.unmasker) = Some(unmasker?);
+        Ok(())
     }
 }
 
@@ -155,7 +174,12 @@ impl HostFunction for Device {
 
     fn unmask_on(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
         let action = IrqAction::Unmask;
-        irq::set_eventfds(&self.file, IrqIndex::Intx, action, 0, &[Some(eventfd)])
+        let result = irq::set_eventfds(&self.file, IrqIndex::Intx, action, 0, &[Some(eventfd)]);
+        match result {
+            // Not by an eventfd.
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => self.unmask_upon(eventfd),
+            other => other,
+        }
     }
 
     fn signal(&self, index: IrqIndex, vector: u32) -> io::Result<()> {
@@ -163,6 +187,9 @@ impl HostFunction for Device {
     }
 
     fn disarm(&self, index: IrqIndex) -> io::Result<()> {
+        if index == IrqIndex::Intx {
+            drop(lock(&self.unmasker).take());
+        }
         irq::act(&self.file, index, IrqAction::Trigger, 0, 0)
     }
 

@@ -31,6 +31,7 @@ mod irq;
 pub(crate) mod mapping;
 mod region;
 mod reset;
+mod unmasker;
 
 pub use cdev::CdevError;
 pub use container::ContainerError;
