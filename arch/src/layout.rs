@@ -31,6 +31,10 @@ pub const KVM_TSS: u64 = KVM_IDENTITY_MAP + 0x1000;
 /// The legacy VGA frame buffer. RAM as well, unless a VGA card is placed over it.
 pub const VGA_MEMORY: Range<u64> = 0xa_0000..0xc_0000;
 
+/// Where firmware leaves the code of the boot display's ROM, and where Linux looks for it (`pci_fixup_video` in
+/// arch/x86/pci/fixup.c).
+pub const VGA_ROM: Range<u64> = 0xc_0000..0xe_0000;
+
 /// Alignment of [`high_window`] and of the big BARs in it: the largest page there is.
 const HIGH_WINDOW_ALIGN: u64 = 1 << 30;
 
@@ -55,6 +59,8 @@ pub fn high_window(ram_end: u64, phys_bits: u8) -> Range<u64> {
 pub const KEYBOARD: Range<u16> = 0x64..0x65;
 /// CMOS RTC: index at the first port, data at the second.
 pub const RTC: Range<u16> = 0x70..0x72;
+/// The legacy VGA registers of monochrome and of colour adapters, if a VGA card is placed.
+pub const VGA_PORTS: [Range<u16>; 2] = [0x3b0..0x3bc, 0x3c0..0x3e0];
 /// COM1, a 16550.
 pub const COM1: Range<u16> = 0x3f8..0x400;
 /// The pvpanic device's event port, where QEMU has it.
@@ -119,6 +125,8 @@ pub const COMMAND_LINE: Range<u64> = 0x2_0000..0x2_0000 + COMMAND_LINE_ROOM as u
 pub const EBDA: u64 = 0x9_fc00;
 /// The ACPI tables, in the area where the RSDP may be searched for (ACPI 6.5 §5.2.5.1).
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+/// A copy of the OpRegion of Intel's graphics: behind the tables, before the code at the reset vector.
+pub const IGD_OPREGION: Range<u32> = 0xf_0000..0xf_f000;
 /// The RSDP.
 pub const RSDP: u64 = ACPI_TABLES.start;
 /// First byte above what a PC keeps for its firmware; kernels and initrds go from here.
@@ -154,6 +162,8 @@ mod tests {
             PAGE_TABLES,
             COMMAND_LINE,
             EBDA..VGA_MEMORY.start,
+            VGA_MEMORY,
+            VGA_ROM,
             ACPI_TABLES,
             HIGH_RAM..HIGH_RAM + 1,
         ];

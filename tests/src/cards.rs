@@ -91,6 +91,8 @@ pub(crate) struct Machine {
     pub(crate) iommu: Iommu,
     /// L1's memory.
     pub(crate) memory_mib: u32,
+    /// Further words of L1's kernel command line.
+    pub(crate) kernel_words: &'static str,
 }
 
 impl Machine {
@@ -105,12 +107,19 @@ impl Machine {
             cards,
             iommu: Iommu::On,
             memory_mib: 4096,
+            kernel_words: "",
         }
     }
 
     /// The same with this much memory.
     pub(crate) fn memory_mib(mut self, size: u32) -> Self {
         self.memory_mib = size;
+        self
+    }
+
+    /// The same whose kernel is also told this.
+    pub(crate) fn kernel_words(mut self, words: &'static str) -> Self {
+        self.kernel_words = words;
         self
     }
 

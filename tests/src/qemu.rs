@@ -113,6 +113,8 @@ fn kernel_words(machine: &Machine) -> String {
         Iommu::Unused => " intel_iommu=off",
         Iommu::Absent => "",
     });
+    words.push(' ');
+    words.push_str(machine.kernel_words);
     words
 }
 

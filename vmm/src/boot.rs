@@ -12,7 +12,7 @@ use std::{
 use arch::{
     acpi::{self, AcpiConfig},
     boot::{
-        linux::{self, CommandLineTooLong, HEAD_LEN, SetupHeader},
+        linux::{self, CommandLineTooLong, HEAD_LEN, Screen, SetupHeader},
         paging,
         placement::{PlaceError, Placement},
         pvh,
@@ -212,12 +212,18 @@ impl Kernel {
     }
 
     /// The block of facts that the kernel finds, and the registers that it finds it by.
-    fn hand_over(&self, placement: &Placement, ram: &[RamRange]) -> (u64, Vec<u8>, BootRegisters) {
+    /// PVH's facts have no place for a `screen`.
+    fn hand_over(
+        &self,
+        placement: &Placement,
+        ram: &[RamRange],
+        screen: Option<&Screen>,
+    ) -> (u64, Vec<u8>, BootRegisters) {
         let map = e820::map(ram);
         match self {
             Self::BzImage(header) => (
                 layout::ZERO_PAGE,
-                linux::zero_page(header, placement, &map).to_vec(),
+                linux::zero_page(header, placement, &map, screen).to_vec(),
                 BootRegisters::new(Protocol::Linux64, placement.entry),
             ),
             Self::Elf { .. } => (
@@ -278,19 +284,20 @@ impl Boot {
         Ok(self.kernel.place(ram, initrd_len)?)
     }
 
-    /// Puts everything into memory. Returns how the boot CPU starts.
+    /// Puts everything into memory; `screen` is a display that shows something already. Returns how the boot CPU starts.
     pub fn load(
         &self,
         ram: &[RamRange],
         memory: &GuestMemoryMmap,
         acpi: &AcpiConfig,
+        screen: Option<&Screen>,
     ) -> Result<BootRegisters, BootError> {
         let placement = self.place(ram)?;
         self.kernel.load(&self.file, memory, &placement)?;
         if let (Some(initrd), Some(place)) = (&self.initrd, &placement.initrd) {
             initrd.load(0..initrd.len, memory, place.start)?;
         }
-        let (facts_at, facts, registers) = self.kernel.hand_over(&placement, ram);
+        let (facts_at, facts, registers) = self.kernel.hand_over(&placement, ram, screen);
         let put = |bytes: &[u8], at| memory.write_slice(bytes, GuestAddress(at));
         put(&facts, facts_at)?;
         put(&self.command_line, layout::COMMAND_LINE.start)?;

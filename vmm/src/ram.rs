@@ -356,5 +356,6 @@ fn check_pool(plan: &[RamRange], page: u64) -> Result<(), RamError> {
     Ok(())
 }
 
+mod piece;
 #[cfg(test)]
 mod tests;

@@ -22,10 +22,7 @@ use acpi_tables::{
     xsdt::XSDT,
 };
 
-use crate::{
-    boot::reset_vector::RESET_VECTOR,
-    layout::{self, ECAM, ECAM_LAST_BUS, IOAPIC, LAPIC, RSDP},
-};
+use crate::layout::{self, ECAM, ECAM_LAST_BUS, IOAPIC, LAPIC, RSDP};
 
 const OEM: [u8; 6] = *b"VIADCT";
 const OEM_TABLE: [u8; 8] = *b"VIADUCT ";
@@ -60,6 +57,8 @@ pub struct AcpiConfig {
     pub cpus: u32,
     /// Where 64-bit BARs go: [`layout::high_window`].
     pub memory64: Range<u64>,
+    /// Whether a card answers at the legacy VGA addresses.
+    pub has_vga: bool,
 }
 
 /// The tables, ready to be written to guest memory.
@@ -78,7 +77,7 @@ pub fn tables(config: &AcpiConfig) -> AcpiTables {
         blobs: Vec::new(),
     };
     let dsdt = area.place(dsdt::dsdt(config));
-    let fadt = area.place(fadt(dsdt));
+    let fadt = area.place(fadt(dsdt, config.has_vga));
     let madt = area.place(madt(config.cpus));
     let mcfg = area.place(mcfg());
 
@@ -104,7 +103,8 @@ impl Area {
     fn place(&mut self, table: Vec<u8>) -> u64 {
         let address = self.next;
         let end = address + table.len() as u64;
-        assert!(end <= RESET_VECTOR, "ACPI tables up to {end:#x}");
+        let limit = layout::IGD_OPREGION.start.into();
+        assert!(end <= limit, "ACPI tables up to {end:#x}");
         self.next = end.next_multiple_of(TABLE_ALIGN);
         self.blobs.push((address, table));
         address
@@ -117,7 +117,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-fn fadt(dsdt: u64) -> Vec<u8> {
+fn fadt(dsdt: u64, has_vga: bool) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -127,7 +127,7 @@ fn fadt(dsdt: u64) -> Vec<u8> {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc);
-    fadt.iapc_boot_arch = NO_VGA.into();
+    fadt.iapc_boot_arch = if has_vga { 0 } else { NO_VGA }.into();
     fadt.century = RTC_CENTURY;
     fadt.reset_reg = port(layout::RESET.start);
     fadt.reset_value = layout::RESET_VALUE;

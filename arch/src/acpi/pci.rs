@@ -2,6 +2,8 @@
 //!
 //! ACPI 6.5 §6.2.13 (`_PRT`), §19.6 (resources); PCI Firmware 3.3 §4.5 (`_OSC`).
 
+use std::ops::Range;
+
 use acpi_tables::{
     Aml,
     aml::{
@@ -12,7 +14,9 @@ use acpi_tables::{
 };
 
 use super::{AcpiConfig, bytes, devices::io};
-use crate::layout::{ECAM_LAST_BUS, PCI_CONFIG, PCI_IO, PCI_MMIO32, VGA_MEMORY, intx_gsi};
+use crate::layout::{
+    ECAM_LAST_BUS, PCI_CONFIG, PCI_IO, PCI_MMIO32, VGA_MEMORY, VGA_PORTS, intx_gsi,
+};
 
 const OSC_PCI_HOST_BRIDGE: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
 const OSC_REVISION: u8 = 1;
@@ -54,34 +58,34 @@ impl Aml for Raw {
 
 /// `_CRS`: the bus, the configuration ports, and the windows that BARs can be in. The windows are not marked prefetchable: a BAR
 /// that is not must be allowed into the high one too. What is forwarded is exactly what is said here: a BAR that a guest moved
-/// elsewhere would answer nowhere. The legacy VGA memory is not for BARs; it is named for the card that brings it.
+/// elsewhere would answer nowhere. The legacy VGA addresses are not for BARs; they are named for the card that brings them.
 fn resources(config: &AcpiConfig) -> Name {
-    let memory = AddressSpaceCacheable::NotCacheable;
-    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
     let buses = AddressSpace::new_bus_number(0_u16, ECAM_LAST_BUS.into());
     let config_ports = io(PCI_CONFIG);
     let word = |port: u32| u16::try_from(port).unwrap_or(u16::MAX);
     let ports = AddressSpace::new_io(word(PCI_IO.start), word(PCI_IO.end - 1), None);
-    let vga = AddressSpace::new_memory(
-        memory,
-        true,
-        low(VGA_MEMORY.start),
-        low(VGA_MEMORY.end - 1),
-        None,
-    );
-    let memory32 = AddressSpace::new_memory(
-        memory,
-        true,
-        low(PCI_MMIO32.start),
-        low(PCI_MMIO32.end - 1),
-        None,
-    );
-    let mut all: Vec<&dyn Aml> = vec![&buses, &config_ports, &ports, &vga, &memory32];
+    let mut all: Vec<&dyn Aml> = vec![&buses, &config_ports, &ports];
+    let vga_ports = VGA_PORTS.map(|range| AddressSpace::new_io(range.start, range.end - 1, None));
+    let (vga, memory32) = (memory(&VGA_MEMORY), memory(&PCI_MMIO32));
+    if config.has_vga {
+        all.extend(vga_ports.iter().map(|ports| ports as &dyn Aml));
+        all.push(&vga);
+    }
+    all.push(&memory32);
     let high = &config.memory64;
-    let memory64 = (!high.is_empty())
-        .then(|| AddressSpace::new_memory(memory, true, high.start, high.end - 1, None));
+    let memory64 = (!high.is_empty()).then(|| {
+        let cacheable = AddressSpaceCacheable::NotCacheable;
+        AddressSpace::new_memory(cacheable, true, high.start, high.end - 1, None)
+    });
     all.extend(memory64.iter().map(|window| window as &dyn Aml));
     Name::new("_CRS".into(), &ResourceTemplate::new(all))
+}
+
+/// A window of memory below 4 GiB.
+fn memory(range: &Range<u64>) -> AddressSpace<u32> {
+    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
+    let cacheable = AddressSpaceCacheable::NotCacheable;
+    AddressSpace::new_memory(cacheable, true, low(range.start), low(range.end - 1), None)
 }
 
 /// `_PRT`: each slot's four pins, wired to inputs of the I/O APIC for good.

@@ -6,6 +6,7 @@ fn config(cpus: u32) -> AcpiConfig {
     AcpiConfig {
         cpus,
         memory64: layout::high_window(8 << 30, 40),
+        has_vga: false,
     }
 }
 
@@ -60,7 +61,10 @@ fn tables_do_not_overlap_and_fit_even_with_254_cpus() {
     blobs.sort_unstable();
     let end = |blob: &(u64, Vec<u8>)| blob.0 + blob.1.len() as u64;
     assert!(blobs.windows(2).all(|two| end(&two[0]) <= two[1].0));
-    assert!(blobs[0].0 == layout::ACPI_TABLES.start && end(&blobs[5]) <= RESET_VECTOR);
+    assert!(
+        blobs[0].0 == layout::ACPI_TABLES.start
+            && end(&blobs[5]) <= layout::IGD_OPREGION.start.into()
+    );
 }
 
 #[test]
@@ -107,6 +111,7 @@ fn a_guest_without_room_for_high_bars_has_one_window_less() {
     let none = AcpiConfig {
         cpus: 1,
         memory64: 0..0,
+        has_vga: false,
     };
     let without = find(&tables(&none), b"DSDT");
     // A QWord address space descriptor is 46 bytes long.
@@ -114,17 +119,46 @@ fn a_guest_without_room_for_high_bars_has_one_window_less() {
 }
 
 #[test]
-fn the_ports_for_bars_are_those_of_the_layout_and_no_more() {
-    let dsdt = find(&tables(&config(1)), b"DSDT");
+fn the_ports_behind_the_bridge_are_those_of_the_layout_and_no_more() {
+    let bars = vec![layout::PCI_IO];
+    assert_eq!(ports(&config(1)), bars);
+    let vga = layout::VGA_PORTS.map(|range| range.start.into()..range.end.into());
+    assert_eq!(ports(&with_vga()), [bars, vga.to_vec()].concat());
+}
+
+/// What the host bridge forwards of the ports.
+fn ports(config: &AcpiConfig) -> Vec<Range<u32>> {
+    let dsdt = find(&tables(config), b"DSDT");
     // WordIO: tag, length, type I/O, two bytes of flags, granularity, first, last.
     let found = dsdt
         .windows(12)
         .filter(|window| window[..4] == [0x88, 0x0d, 0, 1]);
-    let found: Vec<_> = found
+    found
         .map(|w| (word(w, 8), word(w, 10)))
         .map(|(first, last)| u32::from(first)..u32::from(last) + 1)
-        .collect();
-    assert_eq!(found, [layout::PCI_IO]);
+        .collect()
+}
+
+fn with_vga() -> AcpiConfig {
+    AcpiConfig {
+        has_vga: true,
+        ..config(1)
+    }
+}
+
+#[test]
+fn a_guest_is_told_of_vga_exactly_when_a_card_brings_it() {
+    // DWordMemory: tag, length, type memory; first and last address of the frame buffer.
+    let [first, last] = [layout::VGA_MEMORY.start, layout::VGA_MEMORY.end - 1];
+    let addresses = [&first.to_le_bytes()[..4], &last.to_le_bytes()[..4]].concat();
+    let names_memory = |config: &AcpiConfig| {
+        let dsdt = find(&tables(config), b"DSDT");
+        dsdt.windows(8).any(|window| window == addresses)
+    };
+    // FADT: the flags of the PC's architecture are at 109.
+    let says_none = |config: &AcpiConfig| word(&find(&tables(config), b"FACP"), 109) & NO_VGA != 0;
+    assert!(!names_memory(&config(1)) && says_none(&config(1)));
+    assert!(names_memory(&with_vga()) && !says_none(&with_vga()));
 }
 
 #[test]
@@ -154,7 +188,7 @@ fn iasl_has_nothing_to_complain_about() {
         assert!(run.status.success(), "{said}");
         said
     };
-    for (_, table) in &tables(&config(4)).blobs[..5] {
+    for (_, table) in &tables(&with_vga()).blobs[..5] {
         std::fs::write(folder.join("table.dat"), table).unwrap();
         let said = iasl(&["-d", "table.dat"]).to_lowercase();
         assert!(

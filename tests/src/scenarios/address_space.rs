@@ -18,6 +18,18 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             run: relocated_tables,
         },
         Scenario {
+            name: "a card works with every access to its registers trapped",
+            machine,
+            limit: Duration::from_secs(120),
+            run: trapped,
+        },
+        Scenario {
+            name: "a card with a BAR of 8 GiB gives the guest all of it",
+            machine,
+            limit: Duration::from_secs(120),
+            run: huge_bar,
+        },
+        Scenario {
             name: "a card copies by DMA into the memory of another card and out of it",
             machine,
             limit: Duration::from_secs(120),
@@ -26,13 +38,15 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// 01:00.0 is an NVMe controller, 02:00.0 a NIC with MSI-X, 00:07.0 a DMA engine, 00:08.0 memory on a card.
+/// 01:00.0 is an NVMe controller, 02:00.0 a NIC with MSI-X, 00:07.0 a DMA engine, 00:08.0 memory on a card, 00:09.0 much of it, which
+/// takes no memory of the runner's until it is written to.
 fn machine() -> Machine {
     let cards = "-device pcie-root-port,id=rp1,chassis=1,addr=02.0 -device pcie-root-port,id=rp2,chassis=2,addr=03.0 \
         -device nvme,bus=rp1,serial=lab,drive=d0 \
         -netdev user,id=n0 -device e1000e,bus=rp2,netdev=n0 \
         -device edu,addr=07.0,dma_mask=0xffffffffffff \
-        -object memory-backend-ram,id=ram,size=1M,share=on -device ivshmem-plain,addr=08.0,memdev=ram";
+        -object memory-backend-ram,id=ram,size=1M,share=on -device ivshmem-plain,addr=08.0,memdev=ram \
+        -object memory-backend-ram,id=huge,size=8G,share=on,reserve=off -device ivshmem-plain,addr=09.0,memdev=huge";
     Machine::with_cards(Cards::none().with_disk("d0").with(cards))
 }
 
@@ -56,6 +70,50 @@ fn relocated_tables(l1: &Host) -> Result<()> {
     expect(console.contains("3 packets received"), "ping 3/3")?;
     let sum = l1.disk("d0").md5(0..RANDOM_BYTES)?;
     expect(console.contains(&sum), "the disk has its content")
+}
+
+fn trapped(l1: &Host) -> Result<()> {
+    let guest = l1
+        .viaduct("run --memory 256M --vfio 02:00.0,mmap=off --stats /run/stats.json")
+        .script("lab-dhcp && ping -c 3 10.0.2.2")
+        .start()?;
+    let console = guest.succeeds()?;
+    expect(console.contains("3 packets received"), "ping 3/3")?;
+    let registers = number_after(
+        &l1.sh("tr -d ' \n' < /run/stats.json")?,
+        "\"trapped_accesses\":[",
+    );
+    expect(registers > 100, "accesses to its registers are counted")
+}
+
+/// Writes to the first and the last word of BAR 2, after one word that says where it is and how long.
+const ENDS: &str = "setpci -s 1.0 COMMAND=2; set -- $(sed -n 3p /sys/bus/pci/devices/0000:00:01.0/resource); \
+    echo length $(($2 - $1 + 1)); echo above $(($1 >> 32)); \
+    busybox devmem $1 32 0x12345678; last=$(printf 0x%x $(($2 - 3))); busybox devmem $last 32 0x9abcdef0; \
+    echo ends $(busybox devmem $1 32) $(busybox devmem $last 32)";
+/// The same words as the host finds them.
+const ENDS_IN_HOST: &str = "cd /sys/bus/pci/devices/0000:00:09.0; echo 1 > enable; set -- $(sed -n 3p resource); \
+    busybox devmem $1 32; busybox devmem $(printf 0x%x $(($2 - 3))) 32";
+
+fn huge_bar(l1: &Host) -> Result<()> {
+    let guest = l1.viaduct("run --memory 256M --vfio 00:09.0,addr=01 --stats /run/stats.json");
+    let console = guest.script(ENDS).start()?.succeeds()?;
+    expect(
+        console.contains("length 8589934592"),
+        "the guest sees 8 GiB",
+    )?;
+    expect(!console.contains("above 0"), "they are above 4 GiB")?;
+    expect(
+        console.contains("ends 0x12345678 0x9ABCDEF0"),
+        "both ends hold what is written to them",
+    )?;
+    let words = l1.sh(ENDS_IN_HOST)?;
+    expect(words == "0x12345678\n0x9ABCDEF0\n", "and are the card's")?;
+    let exits = number_after(
+        &l1.sh("tr -d ' \n' < /run/stats.json")?,
+        "\"trapped_accesses\":[0,0,",
+    );
+    expect(exits == 0, "without an exit")
 }
 
 /// BAR 2 of slot 2 is the memory.

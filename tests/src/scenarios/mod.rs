@@ -14,6 +14,7 @@ mod refusals;
 mod rom;
 mod several;
 mod vf;
+mod vga;
 
 use std::fs;
 use std::path::Path;
@@ -51,6 +52,7 @@ fn all() -> Vec<Scenario> {
         several::scenarios(),
         rom::scenarios(),
         address_space::scenarios(),
+        vga::scenarios(),
         ending::scenarios(),
         console::scenarios(),
         boot::scenarios(),

@@ -20,7 +20,10 @@ use devices::{
     register_file::RegisterFile,
 };
 
-use super::capabilities::{self, Found};
+use super::{
+    capabilities::{self, Found},
+    specific::ASLS,
+};
 use crate::kernel::{HostFunction, RegionInfo};
 
 const COMMAND_INVALIDATE: u16 = 1 << 4;
@@ -150,6 +153,12 @@ impl Config {
     pub(super) fn wire_pin(&mut self, pin: u8, line: u8) {
         self.line = line;
         self.registers.set(INTERRUPT_LINE, &[line, pin]);
+    }
+
+    /// Tells the guest that the OpRegion of Intel's graphics is at `address`; 0: nowhere.
+    pub(super) fn show_opregion_at(&mut self, address: u32) {
+        self.registers.set(ASLS, &address.to_le_bytes());
+        self.own(ASLS..ASLS + 4);
     }
 
     /// Has the device speak on its pin, as far as the guest allows, or keep quiet.

@@ -16,7 +16,9 @@ use devices::{
     mapping::HostMapping,
 };
 
-use crate::kernel::{Affected, Area, HostFunction, IrqIndex, IrqInfo, RegionIndex, RegionInfo};
+use crate::kernel::{
+    Affected, Area, HostFunction, IrqIndex, IrqInfo, RegionIndex, RegionInfo, RegionKind,
+};
 
 /// What was done, in order, to a function and what is around it.
 pub(super) type Log = Arc<Mutex<Vec<String>>>;
@@ -67,6 +69,20 @@ impl FakeHost {
             .extend(mappable.then_some(Area { offset: 0, len }));
         self.regions.push((info, Mutex::new(bytes)));
         self
+    }
+
+    /// A region that a driver added, of this kind.
+    pub(super) fn with_specific_region(
+        self,
+        index: u32,
+        (group, number): (u32, u32),
+        bytes: Vec<u8>,
+    ) -> Self {
+        let mut host = self.with_region(index, bytes, false);
+        if let Some((info, _)) = host.regions.last_mut() {
+            info.kind = Some(RegionKind { group, number });
+        }
+        host
     }
 
     /// Where it writes down what was done to it.
@@ -149,6 +165,11 @@ unsafe impl HostMapping for FakeMapping {
 }
 
 impl HostFunction for FakeHost {
+    fn region_count(&self) -> u32 {
+        let indices = self.regions.iter().map(|(info, _)| info.index.0);
+        indices.max().map_or(0, |highest| highest + 1)
+    }
+
     fn region(&self, index: RegionIndex) -> io::Result<RegionInfo> {
         let mut regions = self.regions.iter();
         let found = regions.find(|(info, _)| info.index == index);

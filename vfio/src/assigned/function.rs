@@ -1,9 +1,14 @@
 //! The function as the PCI root sees it.
 
+mod firmware;
+mod stats;
+
+pub use stats::FunctionStats;
+
 use std::{
     io,
     os::fd::BorrowedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use devices::{
@@ -26,7 +31,9 @@ use super::{
     probe::{AssignError, Probed},
     reset::{self, ResetStats},
     rom::ExpansionRom,
+    specific::Specific,
     trap::Counters,
+    vga::Vga,
 };
 use crate::{
     Assignable,
@@ -47,24 +54,6 @@ pub struct Wiring<'a> {
     pub peers: Option<&'a Arc<dyn DmaTarget>>,
 }
 
-/// What a function cost, for `--stats`.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct FunctionStats {
-    /// Its name on the host.
-    #[serde(rename = "host")]
-    pub function: String,
-    /// Accesses to each BAR that made the guest exit.
-    pub trapped_accesses: [u64; bars::BARS],
-    /// Of them, those to registers that share a page with the MSI-X table or the pending bits: `msix=relocate` spares them.
-    pub accesses_beside_msix: u64,
-    /// Parts of its BARs that other assigned devices reach now (peer-to-peer DMA).
-    pub peer_mappings: u64,
-    /// How often such a part could not be made reachable.
-    pub peer_mappings_refused: u64,
-    /// How it is reset.
-    pub reset: ResetStats,
-}
-
 /// A function of the host's on the guest's bus.
 ///
 /// Holds the device and, through it, the IOMMU. Dropping it takes it off the bus and stops it.
@@ -74,6 +63,8 @@ pub struct AssignedFunction {
     state: Mutex<State>,
     counters: [Arc<Counters>; bars::BARS],
     peers: Arc<Peers>,
+    rom: Option<Arc<ExpansionRom>>,
+    specific: Vec<Specific>,
     host: Arc<dyn HostFunction>,
 }
 
@@ -84,6 +75,7 @@ pub(super) struct State {
     // No copy of BAR addresses anywhere else: these registers say what is where.
     pub(super) bars: Bars,
     pub(super) placements: Placements,
+    pub(super) vga: Option<Vga>,
     pub(super) interrupts: Arc<Interrupts>,
     pub(super) resets: ResetStats,
 }
@@ -130,6 +122,11 @@ impl AssignedFunction {
         if let Some(pin) = probed.pin {
             config.wire_pin(pin, wiring.intx.line(pin));
         }
+        let specific = Specific::all(&*host, name);
+        if specific.iter().any(Specific::is_opregion) {
+            // Where the host has it is nothing to the guest.
+            config.show_opregion_at(0);
+        }
         let interrupts = probed.interrupts(host.clone(), &config, wiring);
         let interrupts = Arc::new(interrupts.map_err(|source| AssignError::Interrupts {
             function: name.clone(),
@@ -137,13 +134,15 @@ impl AssignedFunction {
         })?);
         let counters: [Arc<Counters>; bars::BARS] = Default::default();
         let mut regions = probed.place(&host, &interrupts, &counters, name, options.mmap);
-        regions[ROM_INDEX] = rom.map(ExpansionRom::placed);
+        regions[ROM_INDEX] = rom.clone().map(ExpansionRom::placed);
         let peers = Arc::new(Peers::new(name));
         if let Some(dma) = wiring.peers {
             peers.let_in(dma, &mut regions);
         }
+        let vga = options.vga.then(|| Vga::find(&host, name, wiring.space));
         let mut state = State {
             name: name.clone(),
+            vga: vga.transpose()?,
             config,
             bars,
             placements: Placements::new(wiring.space.clone(), regions),
@@ -157,6 +156,8 @@ impl AssignedFunction {
             state: Mutex::new(state),
             counters,
             peers,
+            rom,
+            specific,
             host,
         }))
     }
@@ -169,20 +170,6 @@ impl AssignedFunction {
     /// Has the host's kernel signal `eventfd` when it has that to say, until the function is dropped; false where it never will.
     pub fn notify(&self, notice: Notice, eventfd: BorrowedFd<'_>) -> io::Result<bool> {
         notice.arm(&*self.host, eventfd)
-    }
-
-    /// What it cost until now.
-    pub fn stats(&self) -> FunctionStats {
-        let accesses = |counters: &Arc<Counters>| counters.accesses.load(Ordering::Relaxed);
-        let beside = |counters: &Arc<Counters>| counters.beside_msix.load(Ordering::Relaxed);
-        FunctionStats {
-            function: self.name.to_string(),
-            accesses_beside_msix: self.counters.iter().map(beside).sum(),
-            trapped_accesses: self.counters.each_ref().map(accesses),
-            peer_mappings: self.peers.mapped(),
-            peer_mappings_refused: self.peers.refused(),
-            reset: self.state().resets.clone(),
-        }
     }
 
     pub(super) fn host(&self) -> &dyn HostFunction {
@@ -213,7 +200,7 @@ impl Function for AssignedFunction {
             // Off the bus before the device stops to answer, on it once it does: touching a mapping of a device that does not
             // decode is a SIGBUS.
             Write::Decoding(command) => {
-                state.placements.retain(&state.bars.decoded(command));
+                state.retain(command);
                 state.config.write(at, data);
                 if Bars::contains(offset) {
                     state.bars.write(offset, data);
@@ -287,9 +274,22 @@ impl State {
         self.config.hear_pin(is_heard);
     }
 
+    /// Takes off the bus what does not decode under `command`.
+    pub(super) fn retain(&mut self, command: u16) {
+        self.placements.retain(&self.bars.decoded(command));
+        if let Some(vga) = &mut self.vga {
+            vga.retain(command);
+        }
+    }
+
     /// Makes the bus look as the registers say.
     fn place(&mut self) {
-        let wanted: Vec<Decoded> = self.bars.decoded(self.config.decoding());
+        let command = self.config.decoding();
+        let wanted: Vec<Decoded> = self.bars.decoded(command);
         self.placements.reconcile(&wanted);
+        if let Some(vga) = &mut self.vga {
+            vga.retain(command);
+            vga.fill(command);
+        }
     }
 }

@@ -4,8 +4,6 @@
 //! configuration space, the pages of the MSI-X table and its pending bits, and nothing else. Both sides are untrusted: registers,
 //! capability lists and region sizes are what a device says, and everything else is what a guest does.
 //!
-//! Left out for now, each with its place kept: legacy VGA.
-//!
 //! Lock order: a function's state, then its `interrupts`. Neither is held while another device runs.
 
 mod arming;
@@ -29,9 +27,11 @@ mod random;
 mod relocation;
 mod reset;
 mod rom;
+mod specific;
 #[cfg(test)]
 mod tests;
 mod trap;
+mod vga;
 
 pub use function::{AssignedFunction, FunctionStats, Wiring};
 pub use notice::Notice;

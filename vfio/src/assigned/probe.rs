@@ -79,6 +79,14 @@ pub enum AssignError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It has no legacy VGA addresses to give.
+    #[error(
+        "{0}: vga=on, but VFIO has no VGA addresses of it\n  \
+         see whether it is a VGA device (class 0300), and whether this kernel can do it:  \
+         lspci -nns {0}; grep VFIO_PCI_VGA /boot/config-$(uname -r)\n  \
+         its own memory and registers do not need vga=on: leave it out"
+    )]
+    NotVga(Assignable),
     /// What was to be its ROM is none.
     #[error(transparent)]
     Rom(#[from] RomFileError),

@@ -157,6 +157,12 @@ impl ExpansionRom {
         }
     }
 
+    /// What is in it, if that is a ROM and can be read.
+    pub(super) fn image(&self) -> Option<Vec<u8>> {
+        let content = self.content().ok()?;
+        content.starts_with(&SIGNATURE).then(|| content.to_vec())
+    }
+
     /// What is in it. Two vCPUs that are the first together both read it, to the same end. A failure is not remembered: the device
     /// may have been asleep.
     fn content(&self) -> io::Result<&[u8]> {

@@ -6,6 +6,7 @@ mod pin;
 mod power;
 mod relocation;
 mod resets;
+mod vga;
 
 use std::{
     io,
@@ -92,6 +93,7 @@ pub(super) struct Guest {
     host: Arc<FakeHost>,
     source: FakeSource,
     pub(super) memory: Arc<Bus>,
+    io: Arc<Bus>,
     pub(super) function: Arc<AssignedFunction>,
 }
 
@@ -125,7 +127,8 @@ impl Guest {
             memory64: 0..0,
         };
         let memslots = Arc::new(FakeMemslots(host.log()));
-        let space = PciSpace::new(memory.clone(), Arc::new(Bus::new()), memslots, windows);
+        let io = Arc::new(Bus::new());
+        let space = PciSpace::new(memory.clone(), io.clone(), memslots, windows);
         let wiring = Wiring {
             space: &space,
             msi: &source,
@@ -139,6 +142,7 @@ impl Guest {
             host,
             source,
             memory,
+            io,
             function,
         })
     }

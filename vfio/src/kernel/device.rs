@@ -73,6 +73,7 @@ pub struct Device {
     file: File,
     name: Assignable,
     can_reset: bool,
+    region_count: u32,
     // After `file`, so that a device is closed, and its DMA stopped, before the mappings that it could reach go.
     iommu: Arc<Iommu>,
 }
@@ -106,6 +107,7 @@ impl Device {
             file,
             name: function.clone(),
             can_reset: flags & VFIO_DEVICE_FLAGS_RESET != 0,
+            region_count: info.u32_at(8),
             iommu,
         })
     }
@@ -135,6 +137,10 @@ fn position(region: &RegionInfo, offset: u64, len: usize) -> io::Result<u64> {
 }
 
 impl HostFunction for Device {
+    fn region_count(&self) -> u32 {
+        self.region_count
+    }
+
     fn region(&self, index: RegionIndex) -> io::Result<RegionInfo> {
         match RegionInfo::fetch(&self.file, index) {
             // How vfio-pci says that there is no ROM, or no VGA.

@@ -15,6 +15,8 @@ use super::{
 /// It is no more trusted than the guest: sizes, registers and capability chains are whatever it says. Any call may fail at any time,
 /// because the device may be pulled out.
 pub trait HostFunction: Send + Sync {
+    /// One more than the highest index of a region.
+    fn region_count(&self) -> u32;
     /// What the kernel says of a region; of size 0 where there is nothing.
     fn region(&self, index: RegionIndex) -> io::Result<RegionInfo>;
     /// Reads from a region, in one access of `data`'s width where that is 1, 2, 4 or 8 bytes and aligned.

@@ -208,6 +208,7 @@ mod tests {
             readable: true,
             writable: true,
             msix_mappable: false,
+            kind: None,
             mappable: vec![],
             file_offset,
         }

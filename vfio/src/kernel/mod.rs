@@ -45,5 +45,5 @@ pub use iommufd::IommufdError;
 pub use iova::IovaRange;
 pub use irq::{IrqIndex, IrqInfo};
 pub use mapping::RegionMapping;
-pub use region::{Area, RegionIndex, RegionInfo};
+pub use region::{Area, RegionIndex, RegionInfo, RegionKind};
 pub use reset::Affected;

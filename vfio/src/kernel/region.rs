@@ -5,8 +5,8 @@ use std::{io, os::fd::AsFd};
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_REGION_INDEX, VFIO_PCI_VGA_REGION_INDEX,
     VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
-    VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
-    VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_REGION_INFO_CAP_TYPE, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 
 use super::{
@@ -43,6 +43,15 @@ pub struct Area {
     pub len: u64,
 }
 
+/// What a region is that a driver added (`struct vfio_region_info_cap_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionKind {
+    /// Whose numbers count: a PCI vendor's, or those of a class of devices.
+    pub group: u32,
+    /// Its number among those.
+    pub number: u32,
+}
+
 /// What the kernel says of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegionInfo {
@@ -56,10 +65,21 @@ pub struct RegionInfo {
     pub writable: bool,
     /// Whether the page of the MSI-X table, too, may be mapped. Not that it should be shown to a guest.
     pub msix_mappable: bool,
+    /// What it is, where a driver added it and says so.
+    pub kind: Option<RegionKind>,
     /// Which parts may be mapped, exactly as the kernel lists them; empty if none.
     pub mappable: Vec<Area>,
     /// Where it starts in the device's file.
     pub(crate) file_offset: u64,
+}
+
+impl RegionKind {
+    fn parse(body: &[u8]) -> Option<Self> {
+        Some(Self {
+            group: info::read_u32(body, 0)?,
+            number: info::read_u32(body, 4)?,
+        })
+    }
 }
 
 impl RegionInfo {
@@ -80,6 +100,7 @@ impl RegionInfo {
             readable: false,
             writable: false,
             msix_mappable: false,
+            kind: None,
             mappable: Vec::new(),
             file_offset: 0,
         }
@@ -109,6 +130,9 @@ impl RegionInfo {
             readable: has(VFIO_REGION_INFO_FLAG_READ),
             writable: has(VFIO_REGION_INFO_FLAG_WRITE),
             msix_mappable: msix_mappable.is_some(),
+            kind: info
+                .capability(chain, VFIO_REGION_INFO_CAP_TYPE)
+                .and_then(RegionKind::parse),
             mappable,
             file_offset: info.u64_at(24),
         }
@@ -182,6 +206,17 @@ mod tests {
             region(MMAP_CAPS, 0x4000, &cap(1, 0, &listing(0, &[]))).mappable,
             []
         );
+    }
+
+    #[test]
+    fn a_region_that_a_driver_added_says_what_it_is() {
+        let body = [0x8000_8086_u32.to_ne_bytes(), 1_u32.to_ne_bytes()].concat();
+        let kind = |flags, body: &[u8]| region(flags, 0x4000, &cap(2, 0, body)).kind;
+        let (group, number) = (0x8000_8086, 1);
+        let flags = VFIO_REGION_INFO_FLAG_CAPS;
+        assert_eq!(kind(flags, &body), Some(RegionKind { group, number }));
+        assert_eq!(kind(0, &body), None);
+        assert_eq!(kind(flags, &body[..7]), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use vfio::{
     kernel::{DmaTarget, GuestLink, Interface, Iommu},
 };
 
-use super::{Config, Machine, MachineError, refusals::Refusals};
+use super::{Config, Machine, MachineError, display::Display, refusals::Refusals};
 use crate::{
     boot::Boot,
     kvm::{
@@ -82,7 +82,7 @@ impl Blueprint {
             log::info!("populating {mib} MiB of guest memory");
             ram.populate()
         });
-        let memslots = place_ram(&ram, &vm)?;
+        let memslots = place_ram(&ram, &config, &vm)?;
         start.mark("ram_reserved");
 
         let routes = Arc::new(Routes::new(vm.fd.clone()));
@@ -98,6 +98,7 @@ impl Blueprint {
         let mut machine = Machine {
             processors,
             assigned,
+            display: None,
             platform,
             _iommu: iommu.clone(),
             boot,
@@ -159,6 +160,9 @@ impl Machine {
             log::info!("{device}: opening it, as 00:{slot} of the guest");
             let opened = AssignedFunction::open(iommu, device, &assignment.options, wiring)?;
             self.platform.root.add(slot, opened.clone())?;
+            if assignment.options.vga {
+                self.display = Some(Display::new(opened.clone()));
+            }
             self.assigned.push((slot, opened));
         }
         // All of them are open now: who is on one bus can be reset with it.
@@ -199,9 +203,15 @@ fn lay_ram(
 }
 
 /// Lets the guest have the RAM.
-fn place_ram(ram: &Ram, vm: &Vm) -> Result<Arc<SlotTable>, MachineError> {
+fn place_ram(ram: &Ram, config: &Config, vm: &Vm) -> Result<Arc<SlotTable>, MachineError> {
     let memslots = Arc::new(SlotTable::new(vm.fd.clone()));
-    for (guest, range) in ram.ranges() {
+    let has_vga = config.assigned.iter().any(|one| one.options.vga);
+    // What lies under a display's legacy addresses nobody can reach, as behind real ones.
+    let pieces = match has_vga {
+        true => ram.around(&layout::VGA_MEMORY),
+        false => ram.ranges().collect(),
+    };
+    for (guest, range) in pieces {
         memslots
             .map(guest, range)
             .map_err(|source| MachineError::RamSlot { guest, source })?;

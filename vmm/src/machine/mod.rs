@@ -2,6 +2,7 @@
 
 mod blueprint;
 mod config;
+mod display;
 mod error;
 mod refusals;
 
@@ -26,7 +27,7 @@ use vfio::{
 
 use self::refusals::Refusals;
 use crate::{
-    boot::Boot,
+    boot::{Boot, BootError},
     events::{Event, Events},
     kvm::{Vm, irqchip::IrqchipState},
     platform::Platform,
@@ -35,6 +36,8 @@ use crate::{
     stats::{self, DeviceReport, StartTimes},
     vcpu::Stop,
 };
+
+use self::display::Display;
 
 /// How long whoever reads the serial port may take over the rest of it once the guest has ended.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
@@ -60,6 +63,7 @@ pub enum Outcome {
 pub struct Machine {
     processors: Processors,
     assigned: Vec<(Slot, Arc<AssignedFunction>)>,
+    display: Option<Display>,
     platform: Platform,
     _iommu: Option<Arc<Iommu>>,
     boot: Boot,
@@ -81,8 +85,18 @@ impl Machine {
         let acpi = AcpiConfig {
             cpus: self.config.cpus,
             memory64: self.windows.memory64.clone(),
+            has_vga: self.display.is_some(),
         };
-        let registers = self.boot.load(&self.ram_layout, self.ram.memory(), &acpi)?;
+        let memory = self.ram.memory();
+        let functions = self.assigned.iter().map(|(_, function)| &**function);
+        display::describe_outputs(functions, memory).map_err(BootError::Memory)?;
+        let screen = match &self.display {
+            Some(display) => display.light(memory).map_err(BootError::Memory)?,
+            None => None,
+        };
+        let registers = self
+            .boot
+            .load(&self.ram_layout, memory, &acpi, screen.as_ref())?;
         self.processors.enter(&registers)?;
         Ok(())
     }
@@ -192,6 +206,7 @@ impl Drop for Machine {
         if let Err(error) = self.processors.stop() {
             log::error!("{error}");
         }
+        self.display = None;
         for (slot, function) in self.assigned.drain(..) {
             self.platform.root.remove(slot);
             debug_assert_eq!(

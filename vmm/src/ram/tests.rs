@@ -215,3 +215,35 @@ fn more_than_the_address_space_is_refused() {
     };
     assert!(matches!(refused, RamError::Map { .. }), "{refused}");
 }
+
+#[test]
+fn ram_around_a_hole_is_all_of_it_but_the_hole_at_the_same_place() {
+    let ram = Ram::reserve(&two_pieces(), Pages::Small).unwrap();
+    let whole: Vec<_> = ram.ranges().collect();
+    let pieces: Vec<_> = ram.around(&(0xa_0000..0xc_0000));
+    let placed: Vec<_> = pieces
+        .iter()
+        .map(|(at, piece)| (*at, piece.len() as u64))
+        .collect();
+    assert_eq!(
+        placed,
+        [
+            (0, 0xa_0000),
+            (0xc_0000, 34 * MIB - 0xc_0000),
+            (4 * GIB, 6 * MIB)
+        ]
+    );
+    assert_eq!(pieces[0].1.address(), whole[0].1.address());
+    assert_eq!(pieces[1].1.address(), whole[0].1.address() + 0xc_0000);
+    assert_eq!(pieces[2].1.address(), whole[1].1.address());
+    // Over an end, past all of it, around a whole range.
+    let lens = |hole| {
+        ram.around(&hole)
+            .iter()
+            .map(|(_, piece)| piece.len() as u64)
+            .sum::<u64>()
+    };
+    assert_eq!(lens(33 * MIB..2 * GIB), 39 * MIB);
+    assert_eq!(lens(2 * GIB..3 * GIB), 40 * MIB);
+    assert_eq!(lens(0..34 * MIB), 6 * MIB);
+}

@@ -64,6 +64,14 @@ enum RunError {
     #[error("{device} is named twice\n  name each device once")]
     DeviceTwice { device: Assignable },
     #[error(
+        "vga=on for both {first} and {second}: the legacy VGA addresses are there once\n  \
+         leave it out for one of them; its own memory and registers do not need it"
+    )]
+    VgaTwice {
+        first: Assignable,
+        second: Assignable,
+    },
+    #[error(
         "all 31 slots of the guest's bus are taken\n  put several into one:  addr=06.0, addr=06.1"
     )]
     NoSlot,

@@ -38,6 +38,11 @@ pub(super) fn assign(host: &Host, args: &[VfioArg]) -> Result<Vec<Assignment>, B
             options: arg.options.clone(),
         });
     }
+    let mut displays = assigned.iter().filter(|one| one.options.vga);
+    if let (Some(first), Some(second)) = (displays.next(), displays.next()) {
+        let (first, second) = (first.device.clone(), second.device.clone());
+        return Err(RunError::VgaTwice { first, second }.into());
+    }
     let lone = |slot: &&Slot| {
         taken
             .iter()

@@ -4,9 +4,11 @@
 //! The kernel is entered at its 64-bit entry point: no real-mode code runs. Left out: setup_data, EFI.
 
 mod header;
+mod screen;
 
 use header::ENTRY64;
 pub use header::{CommandLineTooLong, HEAD_LEN, ImageError, SetupHeader};
+pub use screen::{SCREEN_INFO_LEN, Screen};
 
 use crate::{
     boot::placement::{self, PlaceError, Placement},
@@ -60,15 +62,19 @@ pub fn place(
 }
 
 /// The zero page of a kernel that is placed so, to be written at [`crate::layout::ZERO_PAGE`]. The command line is at
-/// [`COMMAND_LINE`], the RSDP at [`RSDP`].
+/// [`COMMAND_LINE`], the RSDP at [`RSDP`]; `screen` is a display that shows something already.
 pub fn zero_page(
     header: &SetupHeader,
     placement: &Placement,
     map: &[e820::Entry],
+    screen: Option<&Screen>,
 ) -> Box<[u8; ZERO_PAGE_LEN]> {
     let mut page = Box::new([0; ZERO_PAGE_LEN]);
     // Only the header is taken from the file: the rest of its first sector is not boot_params (the sentinel in it tells Linux of
     // loaders that copy it all).
+    if let Some(screen) = screen {
+        put(&mut page[..], 0, screen.info());
+    }
     put(&mut page[..], field::SETUP_HEADER, header.raw());
     page[field::TYPE_OF_LOADER] = LOADER_UNDEFINED;
     put(&mut page[..], field::CMD_LINE_PTR, &low(COMMAND_LINE.start));

@@ -164,7 +164,7 @@ fn the_zero_page_has_the_header_and_what_the_loader_adds() {
     let ram = memory(8192);
     let placement = place(&header, &ram, 3 << 30).unwrap();
     let map = e820::map(&ram);
-    let page = zero_page(&header, &placement, &map);
+    let page = zero_page(&header, &placement, &map, None);
     assert_eq!(&page[0x202..0x206], b"HdrS");
     assert_eq!(page[0x210], 0xff);
     assert_eq!(dword(&page[..], 0x228), 0x2_0000);
@@ -184,6 +184,22 @@ fn the_zero_page_has_the_header_and_what_the_loader_adds() {
     );
     // The sentinel and everything else that is not the header.
     assert!(!page.contains(&0xee));
+}
+
+#[test]
+fn the_zero_page_begins_with_the_display_if_there_is_one() {
+    let header = parse(&debian()).unwrap();
+    let ram = memory(512);
+    let (placement, map) = (place(&header, &ram, 0).unwrap(), e820::map(&ram));
+    let mut host = vec![0xee; 4096];
+    host[..SCREEN_INFO_LEN].fill(0);
+    host[6..16].copy_from_slice(&[3, 80, 0, 0, 0, 0, 0, 0, 25, 1]);
+    let screen = Screen::parse(&host).unwrap();
+    let [with, without] =
+        [Some(&screen), None].map(|screen| zero_page(&header, &placement, &map, screen));
+    assert_eq!(with[..16], host[..16]);
+    assert_eq!(without[..SCREEN_INFO_LEN], [0; SCREEN_INFO_LEN]);
+    assert_eq!(with[SCREEN_INFO_LEN..], without[SCREEN_INFO_LEN..]);
 }
 
 #[test]
@@ -212,7 +228,7 @@ fn no_image_makes_the_parser_or_the_placement_panic() {
                 let initrd = placement.initrd.clone().unwrap_or(u64::MAX..u64::MAX);
                 assert!(initrd.start >= placement.kernel.end);
                 assert!(header.payload().end <= len);
-                zero_page(&header, &placement, &e820::map(&ram));
+                zero_page(&header, &placement, &e820::map(&ram), None);
             }
         }
     }

@@ -195,6 +195,10 @@ fn gone() -> io::Error {
 }
 
 impl HostFunction for Hardware {
+    fn region_count(&self) -> u32 {
+        9
+    }
+
     fn region(&self, index: RegionIndex) -> io::Result<RegionInfo> {
         let mut info = RegionInfo::nothing(index);
         let mut bars = self.card.bars.iter();

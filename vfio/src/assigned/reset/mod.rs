@@ -30,7 +30,7 @@ pub struct ResetStats {
 /// Takes the function off the bus, silences its interrupts and stops its DMA. In this order: first nobody can start anything new,
 /// then nothing of it is heard any more, then it does nothing any more.
 pub(super) fn stop(state: &mut State) {
-    state.placements.clear();
+    state.retain(0);
     state.interrupts.reset();
     state.config.reset();
 }
