@@ -212,6 +212,27 @@ mod tests {
     }
 
     #[test]
+    fn listed_areas_are_mapped_each_and_cut_each_around_the_table() {
+        let mut host = FakeHost::default().with_region(0, vec![0; 0x8000], false);
+        let area = |offset, len| Area { offset, len };
+        // The third does not start a page: no mapping can be made of it.
+        host.regions[0].0.mappable =
+            vec![area(0, 0x1000), area(0x3000, 0x3000), area(0x7800, 0x800)];
+        assert_eq!(
+            direct_parts(&host, &[0..0, 0..0]),
+            [(0, 0x1000), (0x3000, 0x3000)]
+        );
+        assert_eq!(
+            direct_parts(&host, &[0x4010..0x4040, 0..0]),
+            [(0, 0x1000), (0x3000, 0x1000), (0x5000, 0x1000)]
+        );
+        assert_eq!(
+            direct_parts(&host, &[0..0x10, 0x3ff8..0x4000]),
+            [(0x4000, 0x2000)]
+        );
+    }
+
+    #[test]
     fn what_the_kernel_does_not_list_is_trapped() {
         let host = FakeHost::default().with_region(0, vec![0; 0x4000], false);
         assert_eq!(direct_parts(&host, &[0..0, 0..0]), []);
