@@ -82,6 +82,16 @@ pub(crate) enum Iommu {
     Absent,
 }
 
+/// Which kernel a host runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum HostKernel {
+    /// Debian's, which users have.
+    #[default]
+    Stock,
+    /// One built for the lab, with iommufd, VFIO's device cdevs and a mediated device.
+    Iommufd,
+}
+
 /// How the machine is set up besides its cards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Machine {
@@ -93,6 +103,8 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u32,
     /// Further words of L1's kernel command line.
     pub(crate) kernel_words: &'static str,
+    /// L1's kernel. A guest's is always the stock one.
+    pub(crate) kernel: HostKernel,
 }
 
 impl Machine {
@@ -108,6 +120,7 @@ impl Machine {
             iommu: Iommu::On,
             memory_mib: 4096,
             kernel_words: "",
+            kernel: HostKernel::Stock,
         }
     }
 
@@ -120,6 +133,12 @@ impl Machine {
     /// The same whose kernel is also told this.
     pub(crate) fn kernel_words(mut self, words: &'static str) -> Self {
         self.kernel_words = words;
+        self
+    }
+
+    /// The same with this kernel.
+    pub(crate) fn kernel(mut self, kernel: HostKernel) -> Self {
+        self.kernel = kernel;
         self
     }
 

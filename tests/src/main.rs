@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 
 use agent::Event;
-use cards::{Cards, Iommu, Machine};
+use cards::{Cards, HostKernel, Iommu, Machine};
 use error::{Doing, Result};
 use host::Host;
 use image::Image;
@@ -47,7 +47,10 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Order {
     /// Builds the image of the simulated host, if it is not in the cache.
-    Image,
+    Image {
+        #[command(flatten)]
+        kernel: KernelOption,
+    },
     /// Runs one command in L1 and leaves with its exit code.
     Host {
         #[command(flatten)]
@@ -95,9 +98,19 @@ enum Benchmark {
     Cards,
 }
 
+/// What L1 boots.
+#[derive(Args)]
+struct KernelOption {
+    /// L1's kernel: Debian's, or one that the lab builds, with iommufd.
+    #[arg(long, value_enum, default_value_t)]
+    kernel: HostKernel,
+}
+
 /// How L1 is set up.
 #[derive(Args)]
 struct Options {
+    #[command(flatten)]
+    kernel: KernelOption,
     /// Boot L1 without an IOMMU.
     #[arg(long)]
     no_iommu: bool,
@@ -112,7 +125,7 @@ impl Options {
             .cards
             .iter()
             .fold(Cards::sriov(), |cards, more| cards.with(more));
-        let machine = Machine::with_cards(cards.with_all(appended));
+        let machine = Machine::with_cards(cards.with_all(appended)).kernel(self.kernel.kernel);
         if self.no_iommu {
             machine.iommu(Iommu::Absent)
         } else {
@@ -141,7 +154,7 @@ fn main() {
 
 fn obey(command: Order) -> Result<i32> {
     match command {
-        Order::Image => show_image(&Image::ready()?),
+        Order::Image { kernel } => show_image(&Image::ready(kernel.kernel)?),
         Order::Host { options, command } => in_host(&options.machine(&[]), &command),
         Order::Shell { options, qemu } => shell(&options.machine(&qemu)),
         Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
@@ -157,20 +170,23 @@ fn obey(command: Order) -> Result<i32> {
 }
 
 fn show_image(image: &Image) -> Result<i32> {
-    println!("kernel of L1 and L2: {}", image.kernel().display());
-    println!("L1's initrd:         {}", image.l1_initrd().display());
-    println!("L1's root disk:      {}", image.tree().disk().display());
-    println!(
-        "L2's initrd:         {}",
-        image.l2().join("initrd").display()
-    );
+    let l2 = image.l2();
+    for (what, path) in [
+        ("L1's kernel:   ", image.l1_kernel()),
+        ("L1's initrd:   ", image.l1_initrd()),
+        ("L1's root disk:", image.tree().disk()),
+        ("L2's kernel:   ", l2.join("vmlinuz")),
+        ("L2's initrd:   ", l2.join("initrd")),
+    ] {
+        println!("{what} {}", path.display());
+    }
     Ok(0)
 }
 
 fn test(filter: &str) -> Result<i32> {
     let mut tally = checks::run(filter);
     if scenarios::any(filter) {
-        match checks::build_viaduct().and_then(|()| scenarios::run(&Image::ready()?, filter)) {
+        match checks::build_viaduct().and_then(|()| scenarios::run(filter)) {
             Ok(more) => tally.add(more),
             Err(error) => tally.count("the lab", Duration::ZERO, &Err(error)),
         }
@@ -182,7 +198,7 @@ fn test(filter: &str) -> Result<i32> {
 /// Boots an L1 with everything at hand, building what is not there yet.
 fn boot(machine: &Machine, name: &str) -> Result<Host> {
     checks::build_viaduct()?;
-    let image = Image::ready()?;
+    let image = Image::ready(machine.kernel)?;
     let dir = paths::run(name)?;
     let engine = if qemu::has_nested_kvm() {
         "KVM"

@@ -72,7 +72,7 @@ fn machine_itself(image: &Image, machine: &Machine, places: &Places) -> Command 
     qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-smp", "2"]);
     qemu.args(["-m", &format!("{}M", machine.memory_mib)]);
     qemu.arg("-kernel")
-        .arg(image.kernel())
+        .arg(image.l1_kernel())
         .arg("-initrd")
         .arg(image.l1_initrd());
     qemu.args(["-append", &kernel_words(machine)]);

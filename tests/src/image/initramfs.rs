@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use super::cpio::Cpio;
+use super::kernel::Kernel;
 use super::key::Key;
-use super::modules::Modules;
+use super::modules::{self, Modules};
 use super::{Tree, lines, vmlinux};
 use crate::checks;
 use crate::error::{Doing, Error, Result};
@@ -116,6 +117,27 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
     put_tools(tree, &mut guest)?;
     modules.put(tree, lines(L2_MODULES), &scratch, &mut guest)?;
     write(&l2.join("initrd"), &guest.finish())
+}
+
+/// Makes L1's initial file system for a kernel that has its modules in itself: the stock one, and what modprobe reads to know
+/// them, so that asking for one of them succeeds.
+pub(super) fn build_for(kernel: &Kernel, tree: &Tree, stock: &Path, to: &Path) -> Result<()> {
+    let release = kernel.release()?;
+    let scratch = to.with_extension("scratch");
+    let modules = scratch.join(format!("lib/modules/{release}"));
+    fs::create_dir_all(&modules).doing(|| format!("making {}", modules.display()))?;
+    for name in ["modules.builtin", "modules.builtin.modinfo"] {
+        write(&modules.join(name), &kernel.file(name)?)?;
+    }
+    write(&modules.join("modules.order"), &[])?;
+    let mut added = Cpio::default();
+    modules::put_indexes(tree, &scratch, &release, &mut added)?;
+    fs::remove_dir_all(&scratch).doing(|| format!("removing {}", scratch.display()))?;
+    // The kernel unpacks archives one after the other; each ends at a multiple of four, where the next may begin.
+    let whole = [read(stock)?, added.finish()].concat();
+    let unfinished = to.with_extension("unfinished");
+    write(&unfinished, &whole)?;
+    fs::rename(&unfinished, to).doing(|| format!("renaming to {}", to.display()))
 }
 
 /// Busybox under all its names, and the folders that an init mounts on.

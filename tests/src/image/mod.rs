@@ -2,7 +2,9 @@
 //! L2. Kept in the cache under a name that is a hash of what went into it, so it is rebuilt exactly when that changes.
 
 mod cpio;
+mod debian;
 mod initramfs;
+mod kernel;
 mod key;
 mod mirror;
 mod modules;
@@ -11,11 +13,14 @@ mod vmlinux;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use crate::error::{Doing, Result};
+use crate::cards::HostKernel;
+use crate::error::{Doing, Error, Result, tail};
 use crate::paths;
 use crate::progress::{note, step};
 
+use kernel::Kernel;
 pub(crate) use tree::Tree;
 
 /// A finished image.
@@ -23,17 +28,35 @@ pub(crate) use tree::Tree;
 pub(crate) struct Image {
     tree: Tree,
     dir: PathBuf,
+    /// The host's kernel, unless it is the tree's.
+    other: Option<Kernel>,
 }
 
 impl Image {
-    /// The image for the present recipe, built if it is not in the cache.
-    pub(crate) fn ready() -> Result<Self> {
+    /// The image for the present recipe, with this kernel for the host. What is not in the cache is built.
+    pub(crate) fn ready(host: HostKernel) -> Result<Self> {
         let cache = paths::cache();
         fs::create_dir_all(&cache).doing(|| format!("making the cache {}", cache.display()))?;
-        let _one_builder = lock(&cache)?;
-        let tree = Tree::ready(&cache)?;
+        let mut image = Self::stock(&cache)?;
+        if host == HostKernel::Iommufd {
+            let kernel = Kernel::ready(&cache)?;
+            let stock = image.l1_initrd();
+            image.other = Some(kernel.clone());
+            let initrd = image.l1_initrd();
+            let _one_builder = lock(&cache, "lock")?;
+            if !initrd.exists() {
+                initramfs::build_for(&kernel, &image.tree, &stock, &initrd)?;
+            }
+        }
+        Ok(image)
+    }
+
+    fn stock(cache: &Path) -> Result<Self> {
+        let _one_builder = lock(cache, "lock")?;
+        let tree = Tree::ready(cache)?;
         let dir = cache.join(format!("image-{}", initramfs::key(&tree)));
-        let image = Self { tree, dir };
+        let other = None;
+        let image = Self { tree, dir, other };
         if !image.dir.exists() {
             let what = "Making the initial file systems of L1 and L2";
             step(what, || {
@@ -48,25 +71,30 @@ impl Image {
         &self.tree
     }
 
+    /// L1's kernel.
+    pub(crate) fn l1_kernel(&self) -> PathBuf {
+        let stock = || self.l2().join("vmlinuz");
+        self.other.as_ref().map_or_else(stock, Kernel::image)
+    }
+
     /// L1's initial file system.
     pub(crate) fn l1_initrd(&self) -> PathBuf {
-        self.dir.join("l1-initrd")
+        let file = match &self.other {
+            None => "l1-initrd".to_owned(),
+            Some(kernel) => format!("l1-initrd-{}", kernel.key()),
+        };
+        self.dir.join(file)
     }
 
     /// The folder with the guest's `vmlinuz` and `initrd`; L1 sees it as /lab/l2.
     pub(crate) fn l2(&self) -> PathBuf {
         self.dir.join("l2")
     }
-
-    /// The kernel, of L1 and L2 alike.
-    pub(crate) fn kernel(&self) -> PathBuf {
-        self.l2().join("vmlinuz")
-    }
 }
 
-/// Two labs started at once must not build the same image.
-fn lock(cache: &Path) -> Result<File> {
-    let path = cache.join("lock");
+/// Two labs started at once must not build the same thing. Whoever holds the file is the builder.
+fn lock(cache: &Path, name: &str) -> Result<File> {
+    let path = cache.join(name);
     let file = File::create(&path).doing(|| format!("opening {}", path.display()))?;
     if file.try_lock().is_err() {
         note("waiting for another lab that is building the image");
@@ -86,6 +114,25 @@ fn built(dir: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     fs::create_dir_all(&unfinished).doing(|| format!("making {}", unfinished.display()))?;
     build(&unfinished)?;
     fs::rename(&unfinished, dir).doing(|| format!("renaming to {}", dir.display()))
+}
+
+/// Runs a program to its end; its words are only shown if it fails.
+fn succeed(mut command: Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .doing(|| shown.clone())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    let tail = tail(&String::from_utf8_lossy(&said), 15);
+    Err(Error::Program {
+        command: shown,
+        status: output.status.to_string(),
+        tail,
+    })
 }
 
 /// The lines of a list in `resources/`, without comments.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::cpio::Cpio;
-use super::tree::{Tree, succeed};
+use super::{Tree, succeed};
 use crate::error::{Doing, Error, Result};
 
 /// The modules of the tree's kernel.
@@ -115,15 +115,10 @@ impl Modules {
         let dir = scratch.join(&base);
         let files = self.closure(wanted)?;
         self.unpack(tree, &files, &dir)?;
-        let mut depmod = tree.program_as("/usr/bin/kmod", "depmod");
-        depmod.arg("-b").arg(scratch).arg(&self.release);
-        succeed(depmod)?;
-        let paths = files.iter().map(|file| without_xz(file));
-        for path in paths.chain(INDEXES) {
-            let from = dir.join(path);
-            let content = fs::read(&from).doing(|| format!("reading {}", from.display()))?;
-            cpio.file(&format!("{base}/{path}"), 0o644, &content);
+        for path in files.iter().map(|file| without_xz(file)) {
+            put_file(scratch, &format!("{base}/{path}"), cpio)?;
         }
+        put_indexes(tree, scratch, &self.release, cpio)?;
         fs::remove_dir_all(scratch).doing(|| format!("removing {}", scratch.display()))
     }
 
@@ -146,6 +141,29 @@ impl Modules {
         }
         succeed(xz)
     }
+}
+
+/// Puts the indexes of the modules that are in `scratch`, or in the kernel itself, into an archive.
+pub(super) fn put_indexes(
+    tree: &Tree,
+    scratch: &Path,
+    release: &str,
+    cpio: &mut Cpio,
+) -> Result<()> {
+    let mut depmod = tree.program_as("/usr/bin/kmod", "depmod");
+    depmod.arg("-b").arg(scratch).arg(release);
+    succeed(depmod)?;
+    INDEXES.iter().try_for_each(|index| {
+        let path = format!("lib/modules/{release}/{index}");
+        put_file(scratch, &path, cpio)
+    })
+}
+
+fn put_file(scratch: &Path, path: &str, cpio: &mut Cpio) -> Result<()> {
+    let from = scratch.join(path);
+    let content = fs::read(&from).doing(|| format!("reading {}", from.display()))?;
+    cpio.file(path, 0o644, &content);
+    Ok(())
 }
 
 fn is_wanted(path: &str, want: &str) -> bool {

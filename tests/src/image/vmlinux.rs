@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use super::tree::{Tree, succeed};
+use super::{Tree, succeed};
 use crate::error::{Doing, Error, Result};
 
 const SETUP_SECTS: usize = 0x1f1;

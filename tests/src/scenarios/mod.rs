@@ -9,6 +9,7 @@ mod console;
 mod drivers;
 mod ending;
 mod hands;
+mod iommufd;
 mod reference;
 mod refusals;
 mod rom;
@@ -20,7 +21,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::cards::Machine;
+use crate::cards::{HostKernel, Machine};
 use crate::error::{Doing, Error, Result};
 use crate::host::Host;
 use crate::image::Image;
@@ -57,6 +58,7 @@ fn all() -> Vec<Scenario> {
         console::scenarios(),
         boot::scenarios(),
         cards::scenarios(),
+        iommufd::scenarios(),
     ]
     .into_iter()
     .flatten()
@@ -94,17 +96,22 @@ pub(crate) fn any(filter: &str) -> bool {
 }
 
 /// Runs those whose name contains the filter.
-pub(crate) fn run(image: &Image, filter: &str) -> Result<Tally> {
+pub(crate) fn run(filter: &str) -> Result<Tally> {
     let mut tally = Tally::default();
+    // Without it there is nothing to tell of any scenario.
+    Image::ready(HostKernel::Stock)?;
     let dir = paths::run("test")?;
     for (number, (machine, batch)) in batches(filter).into_iter().enumerate() {
-        run_batch(
-            image,
-            &machine,
-            batch,
-            &dir.join(format!("batch-{number}")),
-            &mut tally,
-        )?;
+        let dir = dir.join(format!("batch-{number}"));
+        match Image::ready(machine.kernel) {
+            Ok(image) => run_batch(&image, &machine, batch, &dir, &mut tally)?,
+            Err(error) => {
+                let result = Err(error);
+                for scenario in batch {
+                    tally.count(scenario.name, Duration::ZERO, &result);
+                }
+            }
+        }
     }
     println!("logs: {}", dir.display());
     Ok(tally)

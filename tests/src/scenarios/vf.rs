@@ -32,7 +32,7 @@ const LOOK: &str = "lspci -nnks 6; lab-dhcp || exit; echo == counts; grep eth0 /
     lspci -vvs 6; echo == ping; ping -c 3 10.0.2.2; grep eth0 /proc/interrupts; echo == complaints; dmesg | grep -E \
     \"ACPI.*([Ee]rror|[Ww]arn)|BAR.*(can't|fail)|Call Trace|WARNING:|BUG:|irq .*nobody|Unknown NMI\"; true";
 
-fn vf_works(l1: &Host) -> Result<()> {
+pub(super) fn vf_works(l1: &Host) -> Result<()> {
     let mut guest = l1
         .viaduct("run --cpus 2 --memory 512M --vfio 03:10.3,addr=06")
         .script(LOOK)

@@ -1,0 +1,153 @@
+//! mmdebstrap: installs a minimal Debian with some packages into a folder, from the archive that this machine's apt uses.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::{lines, mirror, succeed};
+use crate::children::Owned;
+use crate::error::{Doing, Error, Result, tail_of};
+use crate::progress::{note, step};
+use crate::sys;
+
+/// The release that everything is taken from.
+pub(super) const SUITE: &str = "trixie";
+/// What both trees are: little, for nobody reads manuals there.
+pub(super) const OPTIONS: [&str; 6] = [
+    "--variant=minbase",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/share/info/*",
+];
+
+/// An installation to be made.
+pub(super) struct Installation {
+    mirror: String,
+    count: usize,
+    command: Command,
+}
+
+impl Installation {
+    /// One of these packages, a name a line.
+    pub(super) fn of(packages: &str) -> Result<Self> {
+        prepare_runner()?;
+        let mut command = Command::new("mmdebstrap");
+        let names = lines(packages).collect::<Vec<_>>();
+        command.args(OPTIONS).args(apt_options());
+        command.arg(format!("--include={}", names.join(",")));
+        Ok(Self {
+            mirror: mirror::find()?,
+            count: names.len(),
+            command,
+        })
+    }
+
+    /// What it does, for whoever waits for it.
+    pub(super) fn shown(&self) -> String {
+        let (count, mirror) = (self.count, &self.mirror);
+        format!("Debian {SUITE} and {count} packages from {mirror}")
+    }
+
+    /// The command, for further options and for variables that hooks read.
+    pub(super) fn command(&mut self) -> &mut Command {
+        &mut self.command
+    }
+
+    /// Makes it in `target`. `hear` gets every line that mmdebstrap and its hooks say; all of them are in `log` afterwards.
+    pub(super) fn make(
+        mut self,
+        target: &Path,
+        log: &Path,
+        mut hear: impl FnMut(&str),
+    ) -> Result<()> {
+        self.command.arg(SUITE).arg(target).arg(&self.mirror);
+        let shown = format!("{:?}", self.command);
+        let doing = || "starting mmdebstrap".to_owned();
+        self.command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = self.command.stderr(Stdio::piped()).spawn();
+        let mut child = Owned::new(child.doing(doing)?);
+        let mut said = String::new();
+        let stderr = child.child().stderr.take().into_iter();
+        let lines = stderr.flat_map(|stderr| BufReader::new(stderr).lines());
+        for line in lines.map_while(std::result::Result::ok) {
+            match line.strip_prefix("I: ") {
+                Some(what) => note(what),
+                None => hear(&line),
+            }
+            said.push_str(&line);
+            said.push('\n');
+        }
+        fs::write(log, said).doing(|| format!("writing {}", log.display()))?;
+        let status = child.wait();
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::Program {
+            command: shown,
+            status: status.to_string(),
+            tail: format!("{}\n  the whole log: {}", tail_of(log, 15), log.display()),
+        })
+    }
+}
+
+/// Installs the one tool that the runner itself needs, or says what to type.
+fn prepare_runner() -> Result<()> {
+    if !sys::is_root() {
+        return Err(Error::Missing {
+            what: "making the host image needs root (it installs a Debian tree)".into(),
+            fix: "make it once as root, with this user's cache:  sudo --preserve-env=HOME,PATH cargo lab image"
+                .into(),
+        });
+    }
+    if on_path("mmdebstrap") {
+        return Ok(());
+    }
+    if !on_path("apt-get") {
+        return Err(Error::Missing {
+            what: "mmdebstrap is missing, and there is no apt-get to install it with".into(),
+            fix: "install it with this system's package manager, or use Debian bookworm or later"
+                .into(),
+        });
+    }
+    step("Installing mmdebstrap on this machine", || {
+        apt_get(&["update"])?;
+        apt_get(&[
+            "install",
+            "-y",
+            "--no-install-recommends",
+            "mmdebstrap",
+            "debian-archive-keyring",
+        ])
+    })
+}
+
+fn on_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command
+        .arg("-q")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    succeed(command)
+}
+
+/// How this machine's apt reaches its archives (a proxy, above all) holds for the tree as well.
+fn apt_options() -> Vec<String> {
+    let Ok(output) = Command::new("apt-config").arg("dump").output() else {
+        return Vec::new();
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let proxies = text.lines().filter(|line| {
+        line.starts_with("Acquire::http") && line.contains("::Proxy") && !line.contains("\"\"")
+    });
+    proxies
+        .map(|line| format!("--aptopt={}", line.trim_end_matches(';')))
+        .collect()
+}
