@@ -1,7 +1,10 @@
-//! Cards of every class, driven by a guest's stock drivers: each alone, and by every kind of interrupt that a driver can be told to use.
+//! Cards of every class, driven by a guest's stock drivers: each alone, all together, by every kind of interrupt that a driver can
+//! be told to use, through reloads and reboots.
+
 mod alone;
 mod lines;
 mod table;
+mod together;
 
 use super::{Scenario, expect};
 use crate::disks::RANDOM_BYTES;
@@ -13,10 +16,14 @@ pub(crate) use table::{CARDS, Card, Interrupts, machine};
 const WRITTEN: std::ops::Range<usize> = 8 << 20..9 << 20;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    [alone::scenarios(), lines::scenarios()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        alone::scenarios(),
+        lines::scenarios(),
+        together::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// What `lab-card` said of a card that works: `card KIND SLOT ok driver=D irq=K:N FACTS`.
