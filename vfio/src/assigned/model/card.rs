@@ -1,6 +1,8 @@
 //! A card as a person would describe it: what it has, the bytes that say so, and whose each byte is. Nothing here is parsed: the
 //! description comes first.
 
+use std::ops::Range;
+
 use devices::pci::{
     bar::{BarKind, BarSpec},
     msi::MsiLayout,
@@ -49,6 +51,8 @@ pub(super) struct Card {
     pub(super) bars: Vec<BarSpec>,
     /// The kernel lets BARs be mapped.
     pub(super) maps: bool,
+    /// But for a page in the middle of each.
+    pub(super) is_sparse: bool,
     /// With their offsets, in the order of the list.
     pub(super) capabilities: Vec<(usize, Capability)>,
     /// Offset and place in `EXTENDED`.
@@ -235,6 +239,13 @@ impl Card {
             (0, all) if all == len => Part::Pending(offset - msix.pba_offset),
             _ => Part::Both,
         }
+    }
+
+    /// The page, if there is one, that the kernel keeps for itself in a BAR of `size` bytes.
+    pub(super) fn withheld(&self, size: u64) -> Option<Range<u64>> {
+        let middle = size / 2;
+        let is_withheld = self.is_sparse && middle >= 0x2000;
+        is_withheld.then_some(middle..middle + 0x1000)
     }
 
     /// The bytes and bits that reset it.

@@ -27,6 +27,7 @@ impl Card {
         };
         Self {
             maps: !random.once_in(5),
+            is_sparse: random.once_in(3),
             loops: random.once_in(4),
             pin: if random.once_in(2) { 1 } else { 0 },
             // A VF has neither I/O nor memory space enable.

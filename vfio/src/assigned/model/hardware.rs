@@ -207,9 +207,12 @@ impl HostFunction for Hardware {
             info.size = bar.size;
             info.writable = true;
             let is_mappable = self.card.maps && bar.kind.is_memory() && bar.index != ROM;
-            info.mappable.extend(is_mappable.then_some(Area {
-                offset: 0,
-                len: bar.size,
+            let withheld = self.card.withheld(bar.size).unwrap_or(bar.size..bar.size);
+            let areas = [0..withheld.start, withheld.end..bar.size].into_iter();
+            let areas = areas.filter(|area| is_mappable && !area.is_empty());
+            info.mappable.extend(areas.map(|area| Area {
+                offset: area.start,
+                len: area.end - area.start,
             }));
         } else if index == RegionIndex::CONFIG {
             info.size = self.card.config_len as u64;

@@ -124,6 +124,8 @@ impl Places {
                 holes.push(msix.pba_offset / PAGE..end.div_ceil(PAGE));
             }
         }
+        let withheld = card.withheld(size).into_iter();
+        holes.extend(withheld.map(|bytes| bytes.start / PAGE..bytes.end / PAGE));
         holes.sort_by_key(|hole| hole.start);
         let (mut parts, mut next) = (Vec::new(), 0);
         let behind = size.div_ceil(PAGE)..u64::MAX;
