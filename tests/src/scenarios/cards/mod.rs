@@ -1,6 +1,7 @@
 //! Cards of every class, driven by a guest's stock drivers: each alone, all together, by every kind of interrupt that a driver can
-//! be told to use, through reloads and reboots.
+//! be told to use, through reloads, reboots and abuse.
 
+mod abuse;
 mod alone;
 mod lines;
 mod table;
@@ -20,6 +21,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         alone::scenarios(),
         lines::scenarios(),
         together::scenarios(),
+        abuse::scenarios(),
     ]
     .into_iter()
     .flatten()

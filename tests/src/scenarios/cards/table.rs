@@ -43,8 +43,11 @@ pub(crate) struct Card {
     pub(super) plug: &'static str,
 }
 
+pub(crate) const VF: usize = 1;
 pub(crate) const E1000E: usize = 2;
+pub(crate) const RTL8139: usize = 3;
 pub(crate) const NVME: usize = 4;
+pub(crate) const AHCI: usize = 5;
 pub(crate) const XHCI: usize = 7;
 pub(crate) const VGA: usize = 9;
 pub(crate) const EDU: usize = 10;
