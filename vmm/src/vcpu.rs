@@ -36,11 +36,20 @@ enum Step {
     Done,
     /// Nothing: a signal took it out of the guest.
     Kicked,
+    /// Nothing: the guest reached for memory that is mapped for it and not there. Where, if KVM says.
+    Unreachable(Option<u64>),
     Stop(Stop),
 }
 
 /// Exits that one instruction takes at most: KVM lets go of a string instruction after 1024 elements, of whatever it reads and writes.
 const MOST_PARTS: usize = 4096;
+
+/// How often in a row a vCPU may reach for what is not there without a device being found that it was: whoever withdraws a mapping may
+/// be about to, on another thread.
+const MOST_FAULTS: u32 = 4;
+
+/// Withdraws what is mapped of devices that no longer answer; whether there was one.
+type Withdraw = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What all vCPUs share.
 pub struct Shared {
@@ -50,6 +59,7 @@ pub struct Shared {
     pub memory: Arc<Bus>,
     /// Set to make every vCPU return; kicked ones look at it.
     pub stop: AtomicBool,
+    withdraw: Withdraw,
 }
 
 impl Shared {
@@ -59,7 +69,15 @@ impl Shared {
             io,
             memory,
             stop: AtomicBool::new(false),
+            withdraw: Box::new(|| false),
         }
+    }
+
+    /// What is called when a vCPU cannot reach memory that is mapped for it: it withdraws what is mapped of devices that no longer
+    /// answer, and says whether there was one.
+    pub fn withdrawing(mut self, withdraw: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.withdraw = Box::new(withdraw);
+        self
     }
 }
 
@@ -145,12 +163,17 @@ impl Vcpu {
         IMMEDIATE_EXIT.set(unsafe { &raw mut (*run).immediate_exit });
         // A kick before this line finds no flag, so `stop` must not be looked at before it.
         compiler_fence(Ordering::SeqCst);
+        let mut faults = 0;
         let stop = loop {
             if shared.stop.load(Ordering::SeqCst) {
                 break Stop::Asked;
             }
             match self.run_once(run, shared) {
-                Step::Done => {}
+                Step::Done => faults = 0,
+                // The guest makes the access again, and finds the bus where the mapping was.
+                Step::Unreachable(_) if (shared.withdraw)() => faults = 0,
+                Step::Unreachable(_) if faults < MOST_FAULTS => faults += 1,
+                Step::Unreachable(at) => break Stop::Failed(unreachable(at)),
                 Step::Kicked => {
                     self.exits.count(ExitKind::Kick);
                     // Cleared before `stop` is looked at, so that a kick that comes from now on is not lost.
@@ -175,7 +198,7 @@ impl Vcpu {
             self.fd.set_kvm_immediate_exit(1);
             match self.run_once(run, shared) {
                 Step::Done => {}
-                Step::Kicked => break,
+                Step::Kicked | Step::Unreachable(_) => break,
                 Step::Stop(stop) => return stop,
             }
         }
@@ -220,6 +243,10 @@ impl Vcpu {
             Ok(VcpuExit::Intr) => return Step::Kicked,
             Err(errno) if errno.errno() == libc::EINTR => return Step::Kicked,
             Err(errno) if errno.errno() == libc::EAGAIN => Action::None,
+            // What KVM makes of a SIGBUS: a page of a BAR whose device sleeps or is gone (vfio_pci_mmap_fault). Kernels that say where
+            // do it by an exit of its own (KVM_CAP_MEMORY_FAULT_INFO).
+            Err(errno) if errno.errno() == libc::EFAULT => return Step::Unreachable(None),
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => return Step::Unreachable(Some(gpa)),
             Ok(other) => return Step::Stop(Stop::Failed(describe(&other, run))),
             Err(errno) => return Step::Stop(Stop::Failed(format!("KVM_RUN: {errno}"))),
         };
@@ -236,6 +263,15 @@ fn io_size(run: *const kvm_bindings::kvm_run) -> usize {
     let size = unsafe { &raw const (*run).__bindgen_anon_1.io.size };
     // SAFETY: the exit was KVM_EXIT_IO, so `io` is the part of the union that KVM filled.
     usize::from(unsafe { size.read() }).max(1)
+}
+
+/// Every device answers, so it is RAM that the host lost, or a device that does not do what it says.
+fn unreachable(at: Option<u64>) -> String {
+    let place = at.map_or_else(String::new, |at| format!(" at {at:#x}"));
+    format!(
+        "memory that is mapped for it{place} cannot be reached, RAM or a BAR of an assigned device\n  \
+         see whether the kernel said why:  dmesg | tail"
+    )
 }
 
 fn describe(exit: &VcpuExit<'_>, run: *const kvm_bindings::kvm_run) -> String {

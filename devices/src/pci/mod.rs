@@ -32,4 +32,9 @@ pub trait Function: Send + Sync {
     /// Back to the state at power-on as the guest sees it; off the bus, interrupts torn down, no DMA any more. BAR addresses are lost.
     /// A device of the host's behind the function is reset by whoever has all of them, since one reset can hit several.
     fn reset(&self);
+    /// Takes the function off the bus if the device behind it does not answer there any more; whether that was so. Asked when somebody
+    /// reached for a mapping and found nothing.
+    fn withdraw_if_silent(&self) -> bool {
+        false
+    }
 }

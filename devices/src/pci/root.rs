@@ -115,6 +115,15 @@ impl PciRoot {
         }
     }
 
+    /// Takes those functions off the bus whose devices do not answer there any more; whether there was one.
+    pub fn withdraw_silent(&self) -> bool {
+        let functions = self.functions().into_iter();
+        functions
+            .filter(|(_, function)| function.withdraw_if_silent())
+            .count()
+            > 0
+    }
+
     /// Reads configuration space at any width and offset; all-ones where no function is.
     pub(super) fn config_read(&self, devfn: u8, offset: u16, data: &mut [u8]) {
         let functions = self.functions.load();

@@ -244,6 +244,29 @@ impl Config {
         self.send_command();
     }
 
+    /// Whether the device no longer decodes memory as the guest told it to: it sleeps, was switched off or is gone. It is then as one
+    /// that did not take its last command.
+    pub(super) fn finds_silence(&mut self) -> bool {
+        let wanted = self.decoding() & COMMAND_MEMORY;
+        let is_awake = self.found.power.is_none_or(|at| {
+            let status = self.device_word(at);
+            status.is_some_and(|status| status.to_le_bytes()[0] & POWER_STATE == 0)
+        });
+        // What is gone reads as all-ones, with the bits that are reserved (PCI 3.0 §6.2.2: 11 to 15).
+        let command = self.device_word(COMMAND).filter(|&word| word != 0xffff);
+        let decodes = is_awake && command.is_some_and(|word| word & COMMAND_MEMORY != 0);
+        let silent = wanted != 0 && !decodes;
+        self.obeys &= !silent;
+        silent
+    }
+
+    /// A register as the device has it.
+    fn device_word(&self, offset: usize) -> Option<u16> {
+        let mut word = [0; 2];
+        let read = self.host.read(&self.region, offset as u64, &mut word);
+        read.ok().map(|()| u16::from_le_bytes(word))
+    }
+
     /// Brings the device to D0, where its registers answer.
     fn wake(&mut self) {
         if let Some(at) = self.found.power {

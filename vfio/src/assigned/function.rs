@@ -226,6 +226,20 @@ impl Function for AssignedFunction {
     fn reset(&self) {
         reset::quieten(&mut self.state());
     }
+
+    fn withdraw_if_silent(&self) -> bool {
+        let mut state = self.state();
+        let silent = state.config.finds_silence();
+        if silent {
+            state.place();
+            let name = &self.name;
+            log::warn!(
+                "{name}: it stopped to answer where its BARs are mapped: the guest finds nothing there until it enables them again\n  \
+                 it may be asleep, or gone; see whether the kernel said why:  lspci -vvs {name}; dmesg | tail"
+            );
+        }
+        silent
+    }
 }
 
 impl Drop for AssignedFunction {

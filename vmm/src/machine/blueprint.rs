@@ -87,7 +87,9 @@ impl Blueprint {
 
         let routes = Arc::new(Routes::new(vm.fd.clone()));
         let platform = Platform::assemble(&routes, serial)?;
-        let shared = Arc::new(Shared::new(platform.io.clone(), platform.memory.clone()));
+        let shared = Shared::new(platform.io.clone(), platform.memory.clone());
+        let root = platform.root.clone();
+        let shared = Arc::new(shared.withdrawing(move || root.withdraw_silent()));
         let processors = Processors::create(&vm, config.cpus, &supported, shared)?;
         let irqchip = IrqchipState::read(&vm.fd)?;
         start.mark("processors_made");

@@ -1,7 +1,9 @@
-use std::{hint, sync::atomic::AtomicUsize, time::Instant};
+use std::{fs::File, hint, os::fd::AsRawFd, sync::atomic::AtomicUsize, time::Instant};
+
+use devices::mapping::{HostMapping, Memslots};
 
 use super::*;
-use crate::tiny_guest::{Access, ENDED, OnAccess, Started, TinyGuest, guest_code};
+use crate::tiny_guest::{Access, DEVICE, ENDED, OnAccess, Started, TinyGuest, guest_code, skipped};
 
 #[test]
 fn port_accesses_reach_the_bus_in_their_own_width() {
@@ -255,4 +257,79 @@ fn exits_are_counted_by_their_kind() {
         assert_eq!((exits.mmio_read, exits.mmio_write), (3, 4));
         assert_eq!((exits.kick, exits.total), (runs, 10 + runs));
     }
+}
+
+/// A page of a file, mapped. To touch it once the file is shorter is a SIGBUS, as with a BAR whose device sleeps.
+struct FilePage {
+    file: File,
+    address: usize,
+}
+
+// SAFETY: the page is mapped by `new`, at an address of the kernel's choice, and unmapped by nobody; no reference points to it.
+unsafe impl HostMapping for FilePage {
+    fn address(&self) -> usize {
+        self.address
+    }
+
+    fn len(&self) -> usize {
+        4096
+    }
+}
+
+impl FilePage {
+    fn new() -> Arc<Self> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let (fd, access) = (file.as_raw_fd(), libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a new mapping where the kernel likes; replaces nothing.
+        let page = unsafe { libc::mmap(ptr::null_mut(), 4096, access, libc::MAP_SHARED, fd, 0) };
+        assert_ne!(page, libc::MAP_FAILED);
+        let address = page.addr();
+        Arc::new(Self { file, address })
+    }
+
+    fn take_away(&self) {
+        self.file.set_len(0).unwrap();
+    }
+}
+
+/// A guest that reads a byte at `DEVICE` and ends.
+fn reading() -> Option<TinyGuest> {
+    TinyGuest::real_mode(guest_code!("code16":
+        "mov ax, 0x8000" "mov ds, ax" "mov al, [0]" "out 0xf4, al"
+    ))
+}
+
+#[test]
+fn a_mapping_that_is_not_there_is_withdrawn_and_the_guest_goes_on() {
+    let Some(mut guest) = reading() else { return };
+    let page = FilePage::new();
+    let slot = guest.slots.map(DEVICE, page.clone()).unwrap();
+    page.take_away();
+    let (slots, asked) = (guest.slots.clone(), Arc::new(AtomicUsize::new(0)));
+    let count = asked.clone();
+    guest.shared = Arc::new(
+        Shared::new(guest.shared.io.clone(), guest.shared.memory.clone()).withdrawing(move || {
+            slots.unmap(slot);
+            count.fetch_add(1, Ordering::SeqCst) == 0
+        }),
+    );
+    assert_eq!(guest.run(), ENDED);
+    if asked.load(Ordering::SeqCst) == 0 {
+        return skipped("this KVM does not notice");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    assert_eq!(guest.device.take(), [Access::Read(0, 1)]);
+}
+
+#[test]
+fn a_mapping_that_is_not_there_and_is_nobodys_ends_the_guest_with_a_reason() {
+    let Some(mut guest) = reading() else { return };
+    let page = FilePage::new();
+    guest.slots.map(DEVICE, page.clone()).unwrap();
+    page.take_away();
+    let Stop::Failed(how) = guest.run() else {
+        return skipped("this KVM does not notice");
+    };
+    assert!(how.starts_with("memory that is mapped for it"), "{how}");
 }

@@ -56,3 +56,40 @@ fn a_function_that_sleeps_is_woken_by_a_reset() {
     guest.write(COMMAND, &[2, 0]);
     assert!(guest.memory.read(BAR0, &mut [0; 4]));
 }
+
+/// What is there at the address of BAR 0, as the guest reads it.
+fn answers(guest: &Guest) -> bool {
+    guest.memory.read(BAR0, &mut [0; 4])
+}
+
+#[test]
+fn a_device_that_fell_asleep_or_was_pulled_out_behind_our_back_is_withdrawn_until_it_is_enabled_again()
+ {
+    let asleep = |host: &FakeHost| host.bytes(CONFIG)[usize::from(POWER)] = 3;
+    let disabled = |host: &FakeHost| host.bytes(CONFIG)[usize::from(COMMAND)] = 0;
+    let ones = |host: &FakeHost| host.bytes(CONFIG)[4..6].fill(0xff);
+    let gone = |host: &FakeHost| host.is_gone.store(true, Ordering::Relaxed);
+    for silence in [asleep, disabled, ones, gone] {
+        let guest = guest();
+        guest.write(COMMAND, &[2, 0]);
+        assert!(!guest.function.withdraw_if_silent() && answers(&guest));
+        silence(&guest.host);
+        guest.host.take_calls();
+        assert!(guest.function.withdraw_if_silent() && !answers(&guest));
+        let calls = guest.host.take_calls();
+        assert!(calls.contains(&"unmap 0x80000000".to_owned()));
+        assert!(!guest.function.withdraw_if_silent());
+        guest.host.is_gone.store(false, Ordering::Relaxed);
+        guest.host.bytes(CONFIG)[usize::from(POWER)] = 0;
+        guest.write(COMMAND, &[2, 0]);
+        assert!(answers(&guest));
+    }
+}
+
+#[test]
+fn a_device_that_is_off_is_not_found_silent() {
+    let guest = guest();
+    assert!(!guest.function.withdraw_if_silent());
+    guest.host.is_gone.store(true, Ordering::Relaxed);
+    assert!(!guest.function.withdraw_if_silent());
+}
