@@ -24,15 +24,32 @@ pub struct Member {
     pub bdf: Option<Bdf>,
     /// The driver that has it.
     pub driver: Option<String>,
+    /// It leads to another bus, so it is the host's for good.
+    pub is_bridge: bool,
 }
 
 impl Member {
     /// Whether its driver stands in the way of giving the group to a guest.
     fn blocks(&self) -> bool {
-        // The kernel lets drivers stay that do no DMA of their own: pcieport on the bridges of the group, and pci-stub.
+        // The kernel lets drivers stay that do no DMA of their own (driver_managed_dma): pcieport on the bridges of the group, and
+        // pci-stub. Not shpchp, which a bridge can have as well.
         self.driver
             .as_deref()
             .is_some_and(|driver| !is_vfio(driver) && !matches!(driver, "pcieport" | "pci-stub"))
+    }
+
+    /// Its address, if it is a function that a guest can have.
+    fn function(&self) -> Option<Bdf> {
+        self.bdf.filter(|_| !self.is_bridge)
+    }
+
+    /// No command of ours takes a bridge, or a device that is not on the PCI bus.
+    fn detach_by_hand(&self, f: &mut fmt::Formatter<'_>, group: u32) -> fmt::Result {
+        let name = &self.name;
+        write!(
+            f,
+            "\n  detach {name} by hand, as root:  echo {name} > /sys/kernel/iommu_groups/{group}/devices/{name}/driver/unbind"
+        )
     }
 }
 
@@ -88,22 +105,25 @@ impl fmt::Display for GroupNotViable {
             ] => write!(f, "{name} in the same group is bound to {driver}")?,
             _ => write!(f, "still bound in the same group: {}", who.join(", "))?,
         }
-        let functions: Option<Vec<Bdf>> = self.blockers.iter().map(|m| m.bdf).collect();
-        let Some(functions) = functions else {
-            // No command of ours takes a device that is not on the PCI bus.
-            return self.blockers.iter().try_for_each(|m| {
-                let link = format!("/sys/kernel/iommu_groups/{group}/devices/{}", m.name);
-                write!(
-                    f,
-                    "\n  detach it by hand:  echo {} > {link}/driver/unbind",
-                    m.name
-                )
-            });
-        };
+        for blocker in &self.blockers {
+            if blocker.function().is_none() {
+                blocker.detach_by_hand(f, group)?;
+            }
+        }
+        let functions: Vec<Bdf> = self.blockers.iter().filter_map(Member::function).collect();
+        self.give_or_detach(f, &functions)
+    }
+}
+
+impl GroupNotViable {
+    fn give_or_detach(&self, f: &mut fmt::Formatter<'_>, functions: &[Bdf]) -> fmt::Result {
+        if functions.is_empty() {
+            return Ok(());
+        }
         let run: String = self
             .taking
             .iter()
-            .chain(&functions)
+            .chain(functions)
             .map(|&b| format!(" --vfio {}", short(b)))
             .collect();
         let bind: String = functions
@@ -132,10 +152,15 @@ impl Host {
             .join(format!("kernel/iommu_groups/{number}/devices"));
         let members = sysfs::names(&dir)
             .into_iter()
-            .map(|name| Member {
-                bdf: name.parse().ok(),
-                driver: sysfs::link_name(&dir.join(&name).join("driver")),
-                name,
+            .map(|name| {
+                let bdf = name.parse().ok();
+                let device = bdf.and_then(|bdf| self.device(bdf).ok());
+                Member {
+                    bdf,
+                    driver: sysfs::link_name(&dir.join(&name).join("driver")),
+                    is_bridge: device.is_some_and(|device| device.is_bridge()),
+                    name,
+                }
             })
             .collect();
         Group { number, members }

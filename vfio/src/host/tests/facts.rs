@@ -175,6 +175,41 @@ fn several_obstacles_in_a_group_are_all_named() {
 }
 
 #[test]
+fn nobody_is_told_to_give_a_bridge_to_a_guest() {
+    let fixture = Fixture::new();
+    let (device, other) = (
+        fixture.add(function("03:10.3")),
+        fixture.add(function("03:10.1")),
+    );
+    fixture.add(Function {
+        driver: Some("shpchp"),
+        header_type: 1,
+        ..function("00:1c.0")
+    });
+    let by_hand = "detach 0000:00:1c.0 by hand, as root:  \
+         echo 0000:00:1c.0 > /sys/kernel/iommu_groups/8/devices/0000:00:1c.0/driver/unbind";
+    let said = |taking: &[_]| {
+        let refused = fixture.host().viability(device, taking);
+        refused.unwrap_err().to_string()
+    };
+    assert_eq!(
+        said(&[device, other]),
+        format!(
+            "0000:03:10.3: IOMMU group 8 is not usable: 0000:00:1c.0 in the same group is bound to shpchp\n  {by_hand}"
+        )
+    );
+    assert_eq!(
+        said(&[device]),
+        format!(
+            "0000:03:10.3: IOMMU group 8 is not usable: still bound in the same group: \
+             0000:00:1c.0 (shpchp), 0000:03:10.1 (igbvf)\n  {by_hand}\n  \
+             give the whole group to the guest:  viaduct run --vfio 03:10.3 --vfio 03:10.1\n  \
+             or detach it from its driver:       viaduct bind 03:10.1"
+        )
+    );
+}
+
+#[test]
 fn an_obstacle_that_is_no_pci_function_is_detached_by_hand() {
     let fixture = Fixture::new();
     let device = fixture.add(function("03:10.3"));
@@ -187,7 +222,7 @@ fn an_obstacle_that_is_no_pci_function_is_detached_by_hand() {
     assert_eq!(
         error.to_string(),
         "0000:03:10.3: IOMMU group 8 is not usable: INTC1056:00 in the same group is bound to gpio\n  \
-         detach it by hand:  echo INTC1056:00 > /sys/kernel/iommu_groups/8/devices/INTC1056:00/driver/unbind"
+         detach INTC1056:00 by hand, as root:  echo INTC1056:00 > /sys/kernel/iommu_groups/8/devices/INTC1056:00/driver/unbind"
     );
 }
 
