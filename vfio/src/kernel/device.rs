@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use devices::mapping::HostMapping;
+use devices::{mapping::HostMapping, pci::registers::REVISION};
 use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET};
 
 use super::{
@@ -126,6 +126,14 @@ impl Device {
         *lock(&self.unmasker) = Some(unmasker?);
         Ok(())
     }
+
+    /// Whether something reads as other than all-ones in its configuration space, of what vfio-pci asks the device itself.
+    fn answers(&self) -> bool {
+        let mut class = [0xff; 4];
+        let region = RegionInfo::fetch(&self.file, RegionIndex::CONFIG);
+        let read = region.and_then(|region| self.read(&region, REVISION as u64, &mut class));
+        read.is_ok() && class != [0xff; 4]
+    }
 }
 
 /// Where in the device's file an access to a region is; an error if it would leave the region.
@@ -221,6 +229,17 @@ impl HostFunction for Device {
     fn hot_reset(&self) -> io::Result<()> {
         let scope = Scope::fetch(&self.file)?;
         let groups = self.iommu.groups()?;
-        reset::bus(&self.file, &scope.witnesses(&groups))
+        // A bus that can be asked about can be reset. ENOTTY then says that it was, and that the port above did not report its link as
+        // active within a second (pci_bridge_wait_for_secondary_bus in drivers/pci/pci.c), which some ports never do.
+        match reset::bus(&self.file, &scope.witnesses(&groups)) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) && self.answers() => {
+                let name = &self.name;
+                log::debug!(
+                    "{name}: its bus is reset, but the port above does not say that its link is up"
+                );
+                Ok(())
+            }
+            reset => reset,
+        }
     }
 }
