@@ -40,7 +40,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// 01:00.0 is an NVMe controller, 02:00.0 a NIC with MSI-X, 00:07.0 a DMA engine, 00:08.0 memory on a card, 00:09.0 much of it, which
 /// takes no memory of the runner's until it is written to.
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     let cards = "-device pcie-root-port,id=rp1,chassis=1,addr=02.0 -device pcie-root-port,id=rp2,chassis=2,addr=03.0 \
         -device nvme,bus=rp1,serial=lab,drive=d0 \
         -netdev user,id=n0 -device e1000e,bus=rp2,netdev=n0 \

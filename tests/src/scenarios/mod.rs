@@ -6,6 +6,7 @@ mod address_space;
 mod boot;
 pub(crate) mod cards;
 mod console;
+mod dma;
 mod drivers;
 mod ending;
 mod hands;
@@ -56,6 +57,7 @@ fn all() -> Vec<Scenario> {
         vga::scenarios(),
         ending::scenarios(),
         console::scenarios(),
+        dma::scenarios(),
         boot::scenarios(),
         cards::scenarios(),
         iommufd::scenarios(),

@@ -1,0 +1,83 @@
+//! Where a device's DMA gets to and where not: a DMA engine that a guest aims at the host's memory.
+
+use std::time::{Duration, Instant};
+
+use super::address_space;
+use super::vf::number_after;
+use super::{Scenario, expect};
+use crate::agent::{Event, Job};
+use crate::error::{Error, Result};
+use crate::host::Host;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![Scenario {
+        name: "DMA outside of the guest's memory reaches nothing and is told of with device and address",
+        machine: address_space::machine,
+        limit: Duration::from_secs(120),
+        run: stray_dma,
+    }]
+}
+
+/// A page of the host's is watched while the guest has its engine write there, and read.
+pub(super) fn stray_dma(l1: &Host) -> Result<()> {
+    let page = l1.job("/lab/l2/lab-guest page", Duration::from_secs(100))?;
+    let address = address_of(&page)?;
+    // Past the guest's memory in its own addresses, too: 256 MiB.
+    expect(
+        address > 256 << 20,
+        "the page is where the guest has nothing",
+    )?;
+    let mut guest = l1
+        .viaduct("run --memory 256M --vfio 00:07.0,addr=01 --stats /run/stats.json")
+        .script(&format!(
+            "lab-guest edu 01.0 dma && lab-guest edu 01.0 stray {address:#x}"
+        ))
+        .start()?;
+    let console = guest.wait_for("LAB-L2 exit 0")?;
+    expect(guest.wait_for_end()? == 0, "poweroff is exit status 0")?;
+    expect(
+        console.contains("dma ok"),
+        "DMA into the guest's own memory is right to the last byte",
+    )?;
+    expect(
+        !console.contains("read 0x80"),
+        "the guest read nothing of the host's page",
+    )?;
+    for what in ["write to", "read from"] {
+        let told = format!("warn: 0000:00:07.0: DMA {what} {address:#x} refused by the IOMMU");
+        expect(
+            guest.errors().contains(&told),
+            &format!("viaduct says: {told}"),
+        )?;
+    }
+    let stats = l1.sh("cat /run/stats.json")?;
+    let refused = stats.split("\"refused_dma\"").nth(1).unwrap_or_default();
+    expect(
+        number_after(refused, "\"count\": ") >= 2
+            && number_after(refused, "\"last_address\": ") == address,
+        "the statistics have it",
+    )?;
+    page.close_stdin()?;
+    let page = page.wait()?;
+    expect(
+        page.code == 0 && page.stdout.contains("page ok: the page is as it was"),
+        "the host's page is untouched",
+    )
+}
+
+/// Waits until the page is there, and says where.
+fn address_of(page: &Job<'_>) -> Result<u64> {
+    let end = Instant::now() + Duration::from_secs(20);
+    let mut said = String::new();
+    while !said.contains('\n') {
+        match page.next(end)? {
+            Some(Event::Stdout(bytes)) => said.push_str(&String::from_utf8_lossy(&bytes)),
+            Some(Event::Stderr(bytes)) => said.push_str(&String::from_utf8_lossy(&bytes)),
+            Some(Event::Exit(_)) | None => break,
+        }
+    }
+    let digits = said.trim().strip_prefix("page at 0x");
+    digits
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .ok_or_else(|| Error::Unexpected(format!("no page of the host's to watch: {said}")))
+}
