@@ -105,6 +105,8 @@ pub(crate) struct Machine {
     pub(crate) kernel_words: &'static str,
     /// L1's kernel. A guest's is always the stock one.
     pub(crate) kernel: HostKernel,
+    /// What `viaduct run` is told as --iommu-backend in every scenario on this host.
+    pub(crate) backend: Option<&'static str>,
 }
 
 impl Machine {
@@ -121,6 +123,7 @@ impl Machine {
             memory_mib: 4096,
             kernel_words: "",
             kernel: HostKernel::Stock,
+            backend: None,
         }
     }
 
@@ -140,6 +143,12 @@ impl Machine {
     pub(crate) fn kernel(mut self, kernel: HostKernel) -> Self {
         self.kernel = kernel;
         self
+    }
+
+    /// The same with the kernel that has iommufd, and guests whose devices are reached through it.
+    pub(crate) fn through_iommufd(mut self) -> Self {
+        self.backend = Some("iommufd");
+        self.kernel(HostKernel::Iommufd)
     }
 
     /// The same with this of an IOMMU.

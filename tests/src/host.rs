@@ -34,6 +34,7 @@ pub(crate) struct Host {
     monitor: Monitor,
     qemu: Owned,
     dir: PathBuf,
+    backend: Option<&'static str>,
     scenario: Option<Scene>,
     /// How many files it was asked for; numbers them.
     files: AtomicU32,
@@ -90,6 +91,7 @@ impl Host {
             monitor,
             qemu,
             dir: dir.to_owned(),
+            backend: machine.backend,
             scenario: None,
             files: AtomicU32::new(0),
         })
@@ -110,9 +112,14 @@ impl Host {
         }
     }
 
-    /// A guest of Viaduct's. Arguments that begin with `run` get the guest's kernel, initrd and command line.
+    /// A guest of Viaduct's. Arguments that begin with `run` get the guest's kernel, initrd and command line, and the backend that
+    /// this host is for.
     pub(crate) fn viaduct(&self, arguments: &str) -> Plan<'_> {
-        Plan::new(self, Vmm::Viaduct(arguments.to_owned()))
+        let arguments = match (self.backend, arguments.strip_prefix("run ")) {
+            (Some(backend), Some(rest)) => format!("run --iommu-backend {backend} {rest}"),
+            _ => arguments.to_owned(),
+        };
+        Plan::new(self, Vmm::Viaduct(arguments))
     }
 
     /// A guest of the reference VMM, with devices that `bind_to_vfio` has taken.

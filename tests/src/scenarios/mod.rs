@@ -11,10 +11,12 @@ mod drivers;
 mod ending;
 mod hands;
 mod iommufd;
+mod mediated;
 mod reference;
 mod refusals;
 mod rom;
 mod several;
+mod through_iommufd;
 mod vf;
 mod vga;
 
@@ -61,6 +63,8 @@ fn all() -> Vec<Scenario> {
         boot::scenarios(),
         cards::scenarios(),
         iommufd::scenarios(),
+        mediated::scenarios(),
+        through_iommufd::scenarios(),
     ]
     .into_iter()
     .flatten()

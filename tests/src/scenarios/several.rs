@@ -31,7 +31,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 const EACH_NIC: &str = "lab-dhcp || exit; for nic in /sys/class/net/eth*; do \
     ping -q -c 3 -I ${nic##*/} 10.0.2.2 || exit; done; echo == works; read -r order; eval $order";
 
-fn two_vfs_and_a_reboot(l1: &Host) -> Result<()> {
+pub(super) fn two_vfs_and_a_reboot(l1: &Host) -> Result<()> {
     let mut guest = l1
         .viaduct("run --cpus 2 --memory 384M --vfio 03:10.1 --vfio 03:10.3 --stats /run/stats.json")
         .script(EACH_NIC)
@@ -57,7 +57,7 @@ fn with_vf<'a>(l1: &'a Host, vf: &str) -> Result<Guest<'a>> {
     plan.script(EACH_NIC).start()
 }
 
-fn two_guests(l1: &Host) -> Result<()> {
+pub(super) fn two_guests(l1: &Host) -> Result<()> {
     let mut guests = [with_vf(l1, "03:10.1")?, with_vf(l1, "03:10.3")?];
     for guest in &mut guests {
         let said = guest.wait_for("== works")?;

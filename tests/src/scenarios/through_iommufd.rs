@@ -1,0 +1,75 @@
+//! What scenarios see of guests whose devices are reached through VFIO's container, once more through iommufd.
+
+use std::time::Duration;
+
+use super::vf::number_after;
+use super::{Scenario, address_space, dma, expect, several, vf};
+use crate::cards::Machine;
+use crate::error::Result;
+use crate::host::Host;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "through iommufd, a VF works in a guest of viaduct and goes back to its driver",
+            machine: example,
+            limit: Duration::from_secs(150),
+            run: vf::vf_works,
+        },
+        Scenario {
+            name: "through iommufd, two VFs work in one guest, and again after it has rebooted",
+            machine: example,
+            limit: Duration::from_secs(180),
+            run: several::two_vfs_and_a_reboot,
+        },
+        Scenario {
+            name: "through iommufd, two guests have a VF each, and a third is told who has it",
+            machine: example,
+            limit: Duration::from_secs(150),
+            run: several::two_guests,
+        },
+        Scenario {
+            name: "through iommufd, DMA outside of the guest's memory reaches nothing and is told of with device and address",
+            machine: with_engine,
+            limit: Duration::from_secs(120),
+            run: dma::stray_dma,
+        },
+        Scenario {
+            name: "through iommufd, a BAR that other devices cannot be let into is a warning",
+            machine: with_engine,
+            limit: Duration::from_secs(120),
+            run: no_peers,
+        },
+    ]
+}
+
+fn example() -> Machine {
+    Machine::example().through_iommufd()
+}
+
+/// With a DMA engine at 00:07.0, and memory on a card at 00:08.0.
+fn with_engine() -> Machine {
+    address_space::machine().through_iommufd()
+}
+
+/// iommufd maps no memory that is not RAM.
+fn no_peers(l1: &Host) -> Result<()> {
+    let mut guest = l1
+        .viaduct("run --memory 256M --vfio 00:07.0 --vfio 00:08.0,addr=02 --stats /run/stats.json")
+        .script("setpci -s 2.0 COMMAND=2; lab-guest edu 01.0 dma")
+        .start()?;
+    let console = guest.wait_for("LAB-L2 exit 0")?;
+    expect(guest.wait_for_end()? == 0, "poweroff is exit status 0")?;
+    expect(
+        console.contains("dma ok"),
+        "DMA into the guest's own memory is right all the same",
+    )?;
+    let told = "warn: 0000:00:08.0: other devices cannot reach its BAR";
+    expect(guest.errors().contains(told), "it is said of the BAR")?;
+    let stats = l1.sh("cat /run/stats.json")?;
+    let (_, memory) = stats.split_once("\"0000:00:08.0\"").unwrap_or_default();
+    expect(
+        number_after(memory, "\"peer_mappings_refused\": ") > 0,
+        "it is counted",
+    )
+}
