@@ -10,10 +10,12 @@ mod dma;
 mod drivers;
 mod ending;
 mod hands;
+mod interrupts;
 mod iommufd;
 mod mediated;
 mod reference;
 mod refusals;
+mod reset;
 mod rom;
 mod several;
 mod through_iommufd;
@@ -61,6 +63,8 @@ fn all() -> Vec<Scenario> {
         console::scenarios(),
         dma::scenarios(),
         boot::scenarios(),
+        interrupts::scenarios(),
+        reset::scenarios(),
         cards::scenarios(),
         iommufd::scenarios(),
         mediated::scenarios(),

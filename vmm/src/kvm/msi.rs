@@ -3,6 +3,10 @@
 //! A vector is an eventfd and a GSI. While it is routed the eventfd is an irqfd: its signal becomes the guest's interrupt inside
 //! the kernel. While it is masked the irqfd is detached and the eventfd keeps what it is told; attaching it again delivers that,
 //! once, because KVM looks at the eventfd when it attaches (kvm_irqfd_assign in virt/kvm/eventfd.c).
+//!
+//! All that a guest unmasks with one write is one update of KVM's table. A Linux guest makes it one for each vector all the same: what
+//! it writes when it enables MSI-X is a placeholder, and the message is known only when that vector is requested, just before it is
+//! unmasked (x86_vector_activate in arch/x86/kernel/apic/vector.c). To set routes ahead of that would set ones that never serve.
 
 use std::{
     io,

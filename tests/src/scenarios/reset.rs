@@ -1,0 +1,264 @@
+//! Reset: by what each device is reset, what of it outlives a reboot, and who is told what where nothing can be done.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::vf::{SECOND, expect_back};
+use super::{Scenario, expect};
+use crate::cards::{Cards, Machine};
+use crate::error::Result;
+use crate::host::Host;
+
+/// An e1000e that has its bus for itself (01:00.0); two e1000 behind one bridge (03:01.0, 03:02.0); a card of two functions, xHCI and
+/// e1000e (04:00.0, 04:00.1); an RTL8139 on the root bus (00:05.0). All NICs are on one hub, with one of L1's (00:06.0).
+///
+/// The first port never says that its link is active, which Linux waits for after a reset at more than 5 GT/s; the third is slower.
+fn of_all_kinds() -> Machine {
+    let cards = Cards::none().with(
+        "-netdev user,id=u -netdev hubport,id=h0,hubid=0,netdev=u \
+         -device pcie-root-port,id=rp1,chassis=1,addr=02.0 \
+         -netdev hubport,id=h1,hubid=0 -device e1000e,bus=rp1,netdev=h1 \
+         -device pcie-root-port,id=rp2,chassis=2,addr=03.0 -device pcie-pci-bridge,id=br0,bus=rp2 \
+         -netdev hubport,id=h2,hubid=0 -device e1000,bus=br0,addr=01.0,netdev=h2 \
+         -netdev hubport,id=h3,hubid=0 -device e1000,bus=br0,addr=02.0,netdev=h3 \
+         -device pcie-root-port,id=rp3,chassis=3,addr=04.0,x-speed=5 \
+         -device qemu-xhci,bus=rp3,multifunction=on,addr=0.0 -device usb-kbd \
+         -netdev hubport,id=h4,hubid=0 -device e1000e,bus=rp3,addr=0.1,netdev=h4 \
+         -netdev hubport,id=h5,hubid=0 -device rtl8139,addr=05.0,netdev=h5 \
+         -netdev hubport,id=h6,hubid=0 -device virtio-net-pci,addr=06.0,netdev=h6",
+    );
+    Machine::with_cards(cards)
+}
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "each device is reset by the best way it has, with its bus if need be, and one without any still works",
+            machine: of_all_kinds,
+            limit: Duration::from_secs(300),
+            run: by_the_best_way,
+        },
+        Scenario {
+            name: "what receives when the guest is reset five times writes nothing into the memory of the next boot",
+            machine: of_all_kinds,
+            limit: Duration::from_secs(300),
+            run: nothing_strays,
+        },
+        Scenario {
+            name: "a device that the guest puts to sleep works again when it wakes",
+            machine: of_all_kinds,
+            limit: Duration::from_secs(150),
+            run: sleep_and_wake,
+        },
+        Scenario {
+            name: "who is in the way of a reset is named with what to type, and typing it helps",
+            machine: of_all_kinds,
+            limit: Duration::from_secs(150),
+            run: in_the_way,
+        },
+        Scenario {
+            name: "a guest resets its VF by FLR, and a VF without one is not reset at its PF's cost",
+            machine: Machine::example,
+            limit: Duration::from_secs(150),
+            run: function_level,
+        },
+    ]
+}
+
+/// How `device` was reset, as --stats has it: the method, how often it was and how often not.
+fn resets(l1: &Host, device: &str) -> Result<(String, u64, u64)> {
+    let text = l1.sh("cat /run/stats.json")?;
+    let stats: Value = serde_json::from_str(&text).unwrap_or_default();
+    let devices = stats["devices"].as_array().cloned().unwrap_or_default();
+    let found = devices.iter().find(|one| one["host"] == device);
+    let reset = found.map_or(Value::Null, |one| one["reset"].clone());
+    let method = reset["method"].as_str().unwrap_or("none in --stats");
+    let count = |name: &str| reset[name].as_u64().unwrap_or(u64::MAX);
+    Ok((method.to_owned(), count("done"), count("failed")))
+}
+
+fn expect_resets(l1: &Host, device: &str, method: &str, done: u64, failed: u64) -> Result<()> {
+    let found = resets(l1, device)?;
+    let what = format!("{device} was reset {done} times by {method}, {failed} not; {found:?}");
+    expect(found == (method.to_owned(), done, failed), &what)
+}
+
+/// Gets a lease through each NIC, then does what is typed.
+const EACH_NIC: &str = "lspci -nn; lab-dhcp || exit; cat /sys/bus/usb/devices/*/product; \
+    echo == works; read -r order; eval $order";
+
+fn by_the_best_way(l1: &Host) -> Result<()> {
+    let run = "run --cpus 2 --memory 384M --stats /run/stats.json --vfio 01:00.0 --vfio 03:01.0 --vfio 03:02.0 \
+        --vfio 04:00.0,addr=06.0 --vfio 04:00.1,addr=06.1 --vfio 00:05.0";
+    let mut guest = l1.viaduct(run).script(EACH_NIC).deadline_s(280).start()?;
+    for order in ["echo b > /proc/sysrq-trigger\n", "true\n"] {
+        guest.wait_for("LAB-L2 init")?;
+        let said = guest.wait_for("== works")?;
+        let leases = said.matches("10.0.2.").count();
+        expect(
+            leases == 5,
+            &format!("a lease for each of 5 NICs, not {leases}"),
+        )?;
+        expect(said.contains("QEMU USB Keyboard"), "the keyboard is found")?;
+        let together = said.contains("00:06.0 USB") && said.contains("00:06.1 Ethernet");
+        expect(together, "the card of two functions is one in the guest")?;
+        guest.type_in(order)?;
+    }
+    let warned = guest
+        .errors()
+        .contains("0000:00:05.0: nothing can reset it");
+    expect(warned, "what cannot be reset is named")?;
+    guest.succeeds()?;
+    // By the kernel when it was opened and by the bus, then at the reboot by the bus.
+    expect_resets(l1, "0000:01:00.0", "bus", 3, 0)?;
+    expect_resets(l1, "0000:03:01.0", "hot", 2, 0)?;
+    expect_resets(l1, "0000:03:02.0", "hot", 2, 0)?;
+    expect_resets(l1, "0000:04:00.0", "hot", 2, 0)?;
+    expect_resets(l1, "0000:04:00.1", "hot", 3, 0)?;
+    expect_resets(l1, "0000:00:05.0", "none", 0, 2)?;
+    let e1000 = l1.driver("0000:03:02.0")?.as_deref() == Some("e1000");
+    expect(e1000, "the devices are back on their drivers")
+}
+
+/// What the receivers are set to (register RCTL, bit 1: on), and whether memory changes while they master the bus; then the drivers.
+const LISTEN: &str = "yes viaduct | head -c 70M > /run/fill; a=$(md5sum < /run/fill)\n\
+    for s in 1 2 3; do setpci -s 0$s.0 COMMAND=6; \
+    a0=$(sed -n '1s/ .*//p' /sys/bus/pci/devices/0000:00:0$s.0/resource); \
+    echo receiver $s: $(devmem $((a0+0x100)) 32); done\n\
+    sleep 3; [ \"$(md5sum < /run/fill)\" = \"$a\" ] && echo memory intact; rm /run/fill\n\
+    modprobe -a e1000e e1000; lab-dhcp || exit; for n in eth0 eth1 eth2; do \
+    ethtool -d $n | grep -A1 RCTL; done; sleep 1; grep . /sys/class/net/eth*/statistics/rx_packets\n\
+    echo == works; read -r order; eval $order";
+
+/// Something for the NICs to receive: broadcasts, two hundred a second.
+const SHOUT: &str = "nic=$(ls /sys/bus/pci/devices/0000:00:06.0/virtio*/net); ip link set $nic up; \
+    ip addr add 10.9.0.1/24 dev $nic; exec ping -q -i 0.005 -b 10.9.0.255";
+
+fn nothing_strays(l1: &Host) -> Result<()> {
+    const FAULTS: &str = "dmesg | grep -c 'DMAR: .*fault'; true";
+    let faults = l1.sh(FAULTS)?;
+    let _shouting = l1.job(SHOUT, Duration::from_secs(300))?;
+    let run =
+        "run --memory 256M --stats /run/stats.json --vfio 01:00.0 --vfio 03:01.0 --vfio 03:02.0";
+    let mut guest = l1
+        .viaduct(run)
+        .kernel_words("modprobe.blacklist=e1000e,e1000")
+        .deadline_s(300)
+        .script(LISTEN)
+        .start()?;
+    for boot in 0..=5 {
+        guest.wait_for("LAB-L2 init")?;
+        let said = guest.wait_for("== works")?;
+        for receiver in 1..=3 {
+            let off = format!("receiver {receiver}: 0x00000000");
+            let what = format!("boot {boot}: receiver {receiver} is off before its driver comes");
+            expect(said.contains(&off), &what)?;
+        }
+        let what = format!("boot {boot}: nothing wrote to memory");
+        expect(said.contains("memory intact"), &what)?;
+        let on = said
+            .matches("Receiver:                          enabled")
+            .count();
+        expect(
+            on == 3,
+            &format!("boot {boot}: with its driver each receiver is on, not {on}"),
+        )?;
+        guest.type_in(match boot {
+            5 => "true\n",
+            _ => "echo b > /proc/sysrq-trigger\n",
+        })?;
+    }
+    guest.succeeds()?;
+    expect(l1.sh(FAULTS)? == faults, "no device wrote elsewhere either")
+}
+
+/// With its driver, then without, looking at its registers.
+const SLEEP: &str = "lab-dhcp || exit; echo == by hand\n\
+    setpci -s 06.0 CAP_PM+4.b=3; setpci -s 06.0 CAP_PM+4.b; setpci -s 06.0 CAP_PM+4.b=0; setpci -s 06.0 CAP_PM+4.b\n\
+    ping -q -c 3 10.0.2.2; echo == off; p=/sys/bus/pci/devices/0000:00:06.0\n\
+    echo 0000:00:06.0 > /sys/bus/pci/drivers/e1000e/unbind; setpci -s 06.0 COMMAND=2\n\
+    a=$(sed -n '1s/ .*//p' $p/resource); devmem $((a+8)) 32; setpci -s 06.0 CAP_PM+4.b=3; devmem $((a+8)) 32\n\
+    setpci -s 06.0 CAP_PM+4.b=0; devmem $((a+8)) 32; true";
+
+fn sleep_and_wake(l1: &Host) -> Result<()> {
+    let run = "run --memory 256M --vfio 01:00.0,addr=06";
+    let mut guest = l1.viaduct(run).script(SLEEP).start()?;
+    guest.wait_for("== by hand")?;
+    let said = guest.wait_for("== off")?;
+    expect(
+        said.contains("03\n") && said.contains("00\n"),
+        "it sleeps and wakes",
+    )?;
+    expect(said.contains("3 packets received"), "ping after D3hot")?;
+    let status = guest.wait_for("LAB-L2 exit")?;
+    let values: Vec<_> = status
+        .lines()
+        .filter(|line| line.starts_with("0x"))
+        .collect();
+    let asleep = values.get(1) == Some(&"0xFFFFFFFF");
+    let awake = values.len() == 3 && values[0] == values[2] && values[0] != "0xFFFFFFFF";
+    expect(
+        asleep && awake,
+        &format!("its registers are there when it is awake: {values:?}"),
+    )?;
+    expect(guest.wait_for_end()? == 0, "the guest ends well")
+}
+
+fn in_the_way(l1: &Host) -> Result<()> {
+    // No traffic: in the emulator the second guest of a card behind this bridge has no DMA, whatever VMM it is of.
+    let one = |l1: &Host| -> Result<String> {
+        let run = "run --memory 256M --stats /run/stats.json --vfio 03:01.0";
+        let mut guest = l1
+            .viaduct(run)
+            .script("lspci -s 1.0 | grep 82540EM")
+            .start()?;
+        guest.wait_for("LAB-L2 exit 0")?;
+        guest.wait_for_end()?;
+        Ok(guest.errors().to_owned())
+    };
+    l1.sh("echo 0000:03:02.0 > /sys/bus/pci/drivers/e1000/unbind")?;
+    let said = one(l1)?;
+    let named = said.contains("there is also 0000:03:02.0 (no driver)");
+    expect(named, &format!("the other one is named in:\n{said}"))?;
+    expect(said.contains("viaduct bind 03:02.0"), "and what to type")?;
+    expect_resets(l1, "0000:03:01.0", "none", 0, 1)?;
+    l1.sh("viaduct bind 03:02.0")?;
+    let said = one(l1)?;
+    expect(!said.contains("there is also"), "nobody is in the way now")?;
+    expect_resets(l1, "0000:03:01.0", "hot", 1, 0)?;
+    l1.sh("viaduct unbind 03:02.0 --driver e1000")?;
+    Ok(())
+}
+
+/// Resets the VF while no driver has it, as a driver or a person would.
+const FLR: &str = "v=/sys/bus/pci/devices/0000:00:06.0; lab-dhcp || exit; echo 0000:00:06.0 > $v/driver/unbind\n\
+    cat $v/reset_method; echo 1 > $v/reset || exit; echo 0000:00:06.0 > /sys/bus/pci/drivers/igbvf/bind; \
+    lab-dhcp && ping -q -c 3 10.0.2.2";
+
+fn function_level(l1: &Host) -> Result<()> {
+    let run = "run --memory 256M --vfio 03:10.3,addr=06 --stats /run/stats.json";
+    let said = l1.viaduct(run).script(FLR).start()?.succeeds()?;
+    expect(said.contains("flr"), "the guest knows of FLR")?;
+    expect(said.contains("3 packets received"), "ping after it")?;
+    // At its opening; by the guest; and igbvf asks for none.
+    expect_resets(l1, SECOND, "flr", 2, 0)?;
+    expect_back(l1, SECOND)?;
+
+    l1.sh("echo > /sys/bus/pci/devices/0000:03:10.3/reset_method")?;
+    let mut guest = l1.viaduct(run).script("lab-dhcp").start()?;
+    guest.wait_for("LAB-L2 exit 0")?;
+    guest.wait_for_end()?;
+    l1.sh("echo default > /sys/bus/pci/devices/0000:03:10.3/reset_method")?;
+    let said = guest.errors();
+    let named = [
+        "0000:03:00.0 (igb)",
+        "0000:03:00.1 (igb)",
+        "0000:03:10.1 (igbvf)",
+    ];
+    for who in named {
+        expect(said.contains(who), &format!("{who} is named in:\n{said}"))?;
+    }
+    expect_resets(l1, SECOND, "none", 0, 1)?;
+    expect_back(l1, SECOND)
+}
