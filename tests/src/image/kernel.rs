@@ -26,13 +26,22 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel of the present recipe, built if it is not in the cache.
-    pub(super) fn ready(cache: &Path) -> Result<Self> {
+    fn of_recipe(cache: &Path) -> Self {
         let inputs = lines(CONFIG).chain(lines(PACKAGES));
         let key = Key::new().with(debian::SUITE).with(BUILD).with(HOOK);
         let key = inputs.fold(key, |key, line| key.with(line)).to_string();
         let dir = cache.join(format!("kernel-{key}"));
-        let kernel = Self { dir, key };
+        Self { dir, key }
+    }
+
+    /// Whether the kernel of the present recipe is in the cache.
+    pub(super) fn is_built(cache: &Path) -> bool {
+        Self::of_recipe(cache).dir.exists()
+    }
+
+    /// The kernel of the present recipe, built if it is not in the cache.
+    pub(super) fn ready(cache: &Path) -> Result<Self> {
+        let kernel = Self::of_recipe(cache);
         // Its own lock: who wants the stock kernel need not wait for minutes.
         let _one_builder = lock(cache, "kernel-lock")?;
         if !kernel.dir.exists() {

@@ -33,6 +33,11 @@ pub(crate) struct Image {
 }
 
 impl Image {
+    /// Whether this kernel for the host is there without minutes of building it.
+    pub(crate) fn has_kernel(host: HostKernel) -> bool {
+        host == HostKernel::Stock || Kernel::is_built(&paths::cache())
+    }
+
     /// The image for the present recipe, with this kernel for the host. What is not in the cache is built.
     pub(crate) fn ready(host: HostKernel) -> Result<Self> {
         let cache = paths::cache();
