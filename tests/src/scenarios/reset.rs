@@ -206,7 +206,8 @@ fn sleep_and_wake(l1: &Host) -> Result<()> {
 }
 
 fn in_the_way(l1: &Host) -> Result<()> {
-    // No traffic: in the emulator the second guest of a card behind this bridge has no DMA, whatever VMM it is of.
+    // No traffic: the second guest of a card behind this bridge was seen without DMA, QEMU's as well, after a first one of ours. Why is
+    // not known.
     let one = |l1: &Host| -> Result<String> {
         let run = "run --memory 256M --stats /run/stats.json --vfio 03:01.0";
         let mut guest = l1
