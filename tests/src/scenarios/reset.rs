@@ -10,25 +10,39 @@ use crate::cards::{Cards, Machine};
 use crate::error::Result;
 use crate::host::Host;
 
-/// An e1000e that has its bus for itself (01:00.0); two e1000 behind one bridge (03:01.0, 03:02.0); a card of two functions, xHCI and
-/// e1000e (04:00.0, 04:00.1); an RTL8139 on the root bus (00:05.0). All NICs are on one hub, with one of L1's (00:06.0).
+/// An e1000e that has its bus for itself (01:00.0); two e1000 behind one bridge (03:01.0, 03:02.0). All NICs are on one hub, with one
+/// of L1's (00:06.0).
 ///
-/// The first port never says that its link is active, which Linux waits for after a reset at more than 5 GT/s; the third is slower.
+/// The first port never says that its link is active, which Linux waits for after a reset at more than 5 GT/s.
+///
+/// In one boot of L1 only one guest gets DMA from behind the bridge, whichever VMM runs it: what such a card asks for bears the
+/// bridge's requester ID, and Linux 6.12 clears the entry of that one from the IOMMU's context cache by the card's own ID
+/// (`intel_context_flush_present` in drivers/iommu/intel/pasid.c), so that the first guest's stays. Hence two machines.
+fn receivers() -> Machine {
+    Machine::with_cards(three_receivers())
+}
+
+/// Those, and a card of two functions, xHCI and e1000e (04:00.0, 04:00.1), on a port slow enough; an RTL8139 on the root bus (00:05.0).
 fn of_all_kinds() -> Machine {
-    let cards = Cards::none().with(
+    let cards = three_receivers().with(
+        "-device pcie-root-port,id=rp3,chassis=3,addr=04.0,x-speed=5 \
+         -device qemu-xhci,bus=rp3,multifunction=on,addr=0.0 -device usb-kbd \
+         -netdev hubport,id=h4,hubid=0 -device e1000e,bus=rp3,addr=0.1,netdev=h4 \
+         -netdev hubport,id=h5,hubid=0 -device rtl8139,addr=05.0,netdev=h5",
+    );
+    Machine::with_cards(cards)
+}
+
+fn three_receivers() -> Cards {
+    Cards::none().with(
         "-netdev user,id=u -netdev hubport,id=h0,hubid=0,netdev=u \
          -device pcie-root-port,id=rp1,chassis=1,addr=02.0 \
          -netdev hubport,id=h1,hubid=0 -device e1000e,bus=rp1,netdev=h1 \
          -device pcie-root-port,id=rp2,chassis=2,addr=03.0 -device pcie-pci-bridge,id=br0,bus=rp2 \
          -netdev hubport,id=h2,hubid=0 -device e1000,bus=br0,addr=01.0,netdev=h2 \
          -netdev hubport,id=h3,hubid=0 -device e1000,bus=br0,addr=02.0,netdev=h3 \
-         -device pcie-root-port,id=rp3,chassis=3,addr=04.0,x-speed=5 \
-         -device qemu-xhci,bus=rp3,multifunction=on,addr=0.0 -device usb-kbd \
-         -netdev hubport,id=h4,hubid=0 -device e1000e,bus=rp3,addr=0.1,netdev=h4 \
-         -netdev hubport,id=h5,hubid=0 -device rtl8139,addr=05.0,netdev=h5 \
          -netdev hubport,id=h6,hubid=0 -device virtio-net-pci,addr=06.0,netdev=h6",
-    );
-    Machine::with_cards(cards)
+    )
 }
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -41,7 +55,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "what receives when the guest is reset five times writes nothing into the memory of the next boot",
-            machine: of_all_kinds,
+            machine: receivers,
             limit: Duration::from_secs(300),
             run: nothing_strays,
         },
@@ -206,8 +220,7 @@ fn sleep_and_wake(l1: &Host) -> Result<()> {
 }
 
 fn in_the_way(l1: &Host) -> Result<()> {
-    // No traffic: the second guest of a card behind this bridge was seen without DMA, QEMU's as well, after a first one of ours. Why is
-    // not known.
+    // No traffic: see `receivers`.
     let one = |l1: &Host| -> Result<String> {
         let run = "run --memory 256M --stats /run/stats.json --vfio 03:01.0";
         let mut guest = l1
