@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::agent::{Agent, Job, Output, Request};
 use crate::cards::{Machine, Places};
 use crate::children::Owned;
+use crate::effort::Effort;
 use crate::error::{Doing, Error, Result, tail, tail_of};
 use crate::guest::{Plan, Vmm};
 use crate::image::Image;
@@ -45,6 +46,7 @@ pub(crate) struct Host {
 struct Scene {
     log: Log,
     end: Instant,
+    effort: Effort,
 }
 
 impl Host {
@@ -98,11 +100,18 @@ impl Host {
     }
 
     /// A scenario begins: its log takes all that is done from here on, and nothing may take longer than it.
-    pub(crate) fn begin(&mut self, log: Log, limit: Duration) {
+    pub(crate) fn begin(&mut self, log: Log, limit: Duration, effort: Effort) {
         self.scenario = Some(Scene {
             log,
-            end: Instant::now() + limit,
+            end: Instant::now() + effort.limit(limit),
+            effort,
         });
+    }
+
+    /// Of a usual and a thorough number of rounds the one that this run is for.
+    pub(crate) fn amount<T>(&self, usual: T, thorough: T) -> T {
+        let effort = self.scenario.as_ref().map(|scene| scene.effort);
+        effort.unwrap_or(Effort::Usual).amount(usual, thorough)
     }
 
     /// Adds to the scenario's log.

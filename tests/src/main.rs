@@ -9,6 +9,7 @@ mod checks;
 mod children;
 mod demo;
 mod disks;
+mod effort;
 mod error;
 mod guest;
 mod host;
@@ -30,6 +31,7 @@ use clap::{Args, Parser, Subcommand};
 
 use agent::Event;
 use cards::{Cards, HostKernel, Iommu, Machine};
+use effort::Effort;
 use error::{Doing, Result};
 use host::Host;
 use image::Image;
@@ -77,6 +79,9 @@ enum Order {
         /// Only what contains this in its name.
         #[arg(default_value = "")]
         filter: String,
+        /// As many rounds and random points as are worth anything, not as CI has time for.
+        #[arg(long)]
+        thorough: bool,
     },
     /// Viaduct beside QEMU's microvm: time to the guest's init, exits, memory.
     Bench {
@@ -158,7 +163,14 @@ fn obey(command: Order) -> Result<i32> {
         Order::Host { options, command } => in_host(&options.machine(&[]), &command),
         Order::Shell { options, qemu } => shell(&options.machine(&qemu)),
         Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
-        Order::Test { filter } => test(&filter),
+        Order::Test { filter, thorough } => {
+            let effort = if thorough {
+                Effort::Thorough
+            } else {
+                Effort::Usual
+            };
+            test(&filter, effort)
+        }
         Order::Bench { what } => match what {
             Benchmark::Start => {
                 bench::start::run(&boot(&Machine::with_cards(Cards::sriov()), "bench")?)
@@ -183,10 +195,10 @@ fn show_image(image: &Image) -> Result<i32> {
     Ok(0)
 }
 
-fn test(filter: &str) -> Result<i32> {
+fn test(filter: &str, effort: Effort) -> Result<i32> {
     let mut tally = checks::run(filter);
     if scenarios::any(filter) {
-        match checks::build_viaduct().and_then(|()| scenarios::run(filter)) {
+        match checks::build_viaduct().and_then(|()| scenarios::run(filter, effort)) {
             Ok(more) => tally.add(more),
             Err(error) => tally.count("the lab", Duration::ZERO, &Err(error)),
         }

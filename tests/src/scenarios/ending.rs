@@ -75,7 +75,9 @@ const END_EARLY: &str = "viaduct run --kernel /lab/l2/vmlinuz --initrd /lab/l2/i
 
 fn signal_in_set_up(l1: &Host) -> Result<()> {
     let before = l1.bindings()?;
-    for delay in ["0", "0.2", "0.7", "1.5"] {
+    let usual = vec![0.0, 0.2, 0.7, 1.5];
+    let every_tenth = (0..20_u8).map(|tenths| f32::from(tenths) / 10.0);
+    for delay in l1.amount(usual, every_tenth.collect()) {
         let said = l1.sh(&format!("delay={delay}; {END_EARLY}"))?;
         let what = format!("{delay} s after the VF was taken, SIGTERM ends in status 0");
         expect(said.contains("status 0"), &what)?;

@@ -27,6 +27,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cards::{HostKernel, Machine};
+use crate::effort::Effort;
 use crate::error::{Doing, Error, Result};
 use crate::host::Host;
 use crate::image::Image;
@@ -41,7 +42,7 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// The machine it wants.
     pub(crate) machine: fn() -> Machine,
-    /// What it may take.
+    /// What it may take; forty times that in a thorough run.
     pub(crate) limit: Duration,
     /// What it does.
     pub(crate) run: fn(&Host) -> Result<()>,
@@ -106,7 +107,7 @@ pub(crate) fn any(filter: &str) -> bool {
 }
 
 /// Runs those whose name contains the filter.
-pub(crate) fn run(filter: &str) -> Result<Tally> {
+pub(crate) fn run(filter: &str, effort: Effort) -> Result<Tally> {
     let mut tally = Tally::default();
     // Without it there is nothing to tell of any scenario.
     Image::ready(HostKernel::Stock)?;
@@ -120,7 +121,7 @@ pub(crate) fn run(filter: &str) -> Result<Tally> {
             Image::ready(machine.kernel)
         };
         match image {
-            Ok(image) => run_batch(&image, &machine, batch, &dir, &mut tally)?,
+            Ok(image) => run_batch((&image, &machine), batch, &dir, effort, &mut tally)?,
             Err(error) => {
                 let result = Err(error);
                 for scenario in batch {
@@ -134,10 +135,10 @@ pub(crate) fn run(filter: &str) -> Result<Tally> {
 }
 
 fn run_batch(
-    image: &Image,
-    machine: &Machine,
+    (image, machine): (&Image, &Machine),
     batch: Vec<Scenario>,
     dir: &Path,
+    effort: Effort,
     tally: &mut Tally,
 ) -> Result<()> {
     let mut host = None;
@@ -155,7 +156,7 @@ fn run_batch(
             }
         }
         let Some(up) = &mut host else { continue };
-        let result = run_one(up, &scenario, dir);
+        let result = run_one(up, &scenario, dir, effort);
         tally.count(scenario.name, start.elapsed(), &result);
         if matches!(&result, Err(error) if !matches!(error, Error::Skipped(_))) {
             host = None;
@@ -164,7 +165,7 @@ fn run_batch(
     Ok(())
 }
 
-fn run_one(host: &mut Host, scenario: &Scenario, dir: &Path) -> Result<()> {
+fn run_one(host: &mut Host, scenario: &Scenario, dir: &Path, effort: Effort) -> Result<()> {
     let file = format!(
         "{}.log",
         scenario
@@ -172,7 +173,7 @@ fn run_one(host: &mut Host, scenario: &Scenario, dir: &Path) -> Result<()> {
             .replace(|c: char| !c.is_ascii_alphanumeric(), "-")
     );
     let log = Log::create(&dir.join(file))?;
-    host.begin(log.clone(), scenario.limit);
+    host.begin(log.clone(), scenario.limit, effort);
     let result = (scenario.run)(host);
     if let Err(error) = &result {
         log.add("lab", &error.to_string());
