@@ -2,7 +2,10 @@
 //!
 //! A model without I/O, as `msix` is: every write answers with the vectors whose message changed. Left out: extended message data.
 
-use super::{msix::RouteChanges, registers::CAP_MSI};
+use super::{
+    msix::{self, RouteChanges},
+    registers::CAP_MSI,
+};
 use crate::{interrupt::MsiMessage, register_file::RegisterFile};
 
 const CONTROL: usize = 2;
@@ -159,14 +162,14 @@ impl Msi {
         changes
     }
 
-    /// Back to power-on. Answers with the routes to take away.
-    pub fn reset(&mut self) -> RouteChanges {
-        let routed = std::mem::replace(self, Self::new(self.layout)).routed;
-        let gone = routed
-            .iter()
-            .enumerate()
-            .filter(|(_, message)| message.is_some());
-        gone.map(|(vector, _)| (vector, None)).collect()
+    /// The messages of all vectors that have one to go to now.
+    pub fn routes(&self) -> RouteChanges {
+        msix::messages(&self.routed)
+    }
+
+    /// Back to power-on.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.layout);
     }
 
     fn message(&self, vector: usize) -> Option<MsiMessage> {
@@ -281,12 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn reset_takes_every_route_away() {
+    fn reset_leaves_no_route() {
         let mut msi = Msi::new(layout(true, true, 2));
-        msi.capability_write(2, &[0x11, 0]);
-        assert_eq!(msi.reset(), [(0, None), (1, None)]);
+        let changes = msi.capability_write(2, &[0x11, 0]);
+        assert_eq!(changes.len(), 2);
+        assert_eq!(msi.routes(), changes);
+        msi.reset();
         assert!(!msi.is_enabled());
-        assert_eq!(msi.reset(), []);
+        assert_eq!(msi.routes(), []);
     }
 
     #[test]

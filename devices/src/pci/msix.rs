@@ -181,15 +181,15 @@ impl Msix {
         }
     }
 
-    /// Back to power-on. Answers with the routes to take away.
-    pub fn reset(&mut self) -> RouteChanges {
-        let vectors = u16::try_from(self.vectors()).unwrap_or(CONTROL_SIZE);
-        let routed = std::mem::replace(self, Self::new(vectors)).routed;
-        let gone = routed
-            .iter()
-            .enumerate()
-            .filter(|(_, message)| message.is_some());
-        gone.map(|(vector, _)| (vector, None)).collect()
+    /// The messages of all vectors that have one to go to now.
+    pub fn routes(&self) -> RouteChanges {
+        messages(&self.routed)
+    }
+
+    /// Back to power-on.
+    pub fn reset(&mut self) {
+        let vectors = u16::try_from(self.vectors()).unwrap_or(CONTROL_SIZE + 1);
+        *self = Self::new(vectors);
     }
 
     fn changes(&mut self, vectors: std::ops::Range<usize>) -> RouteChanges {
@@ -216,6 +216,12 @@ impl Msix {
             data: self.table.dword(entry + 8),
         })
     }
+}
+
+/// What a table of messages, by vector, amounts to.
+pub(super) fn messages(routed: &[Option<MsiMessage>]) -> RouteChanges {
+    let vectors = routed.iter().copied().enumerate();
+    vectors.filter(|(_, message)| message.is_some()).collect()
 }
 
 /// An offset that the guest chose, as an index. What no table reaches is past the end of this one, with room to count on from there.
@@ -320,11 +326,13 @@ mod tests {
     }
 
     #[test]
-    fn reset_takes_the_routes_away_and_masks_every_entry() {
+    fn reset_leaves_no_route_and_masks_every_entry() {
         let mut msix = Msix::new(2);
         msix.capability_write(2, &ENABLE);
         program(&mut msix, 1, message(1));
-        assert_eq!(msix.reset(), [(1, None)]);
+        assert_eq!(msix.routes(), [(1, Some(message(1)))]);
+        msix.reset();
+        assert_eq!(msix.routes(), []);
         assert!(!msix.is_enabled());
         let mut control = [0; 4];
         msix.table_read(28, &mut control);

@@ -289,6 +289,7 @@ fn pending_bits_are_what_latched_and_not_what_the_device_says() {
     let guest = guest();
     guest.host.bytes(3)[0x2000] = 0xff;
     guest.write(COMMAND, &[2, 0]);
+    guest.write(MSIX + 2, &[0, 0x80]);
     guest.source.latch(1);
     let mut pending = [0; 8];
     guest.memory.read(BAR3 + 0x2000, &mut pending);

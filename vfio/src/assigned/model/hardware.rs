@@ -2,6 +2,7 @@
 //! accessed, while it does not decode; and it sees nothing of what is not its own.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard},
@@ -39,6 +40,10 @@ struct State {
     /// An access may come when it has just stopped to decode: vCPUs race.
     races: bool,
     seen: Vec<Seen>,
+    /// The kind of interrupt that signals, and which of its vectors do: one kind at a time.
+    armed: Option<(IrqIndex, BTreeSet<usize>)>,
+    /// It failed to arm something since it was last disarmed.
+    refused: bool,
 }
 
 /// What the card was told.
@@ -101,6 +106,8 @@ impl Hardware {
                 fails: false,
                 races: false,
                 seen: Vec::new(),
+                armed: None,
+                refused: false,
             }),
         }
     }
@@ -136,6 +143,18 @@ impl Hardware {
 
     pub(super) fn command(&self) -> u16 {
         self.state().command
+    }
+
+    /// Whether `vector` of `index` signals.
+    pub(super) fn is_armed(&self, index: IrqIndex, vector: usize) -> bool {
+        let state = self.state();
+        let mut armed = state.armed.iter().filter(|(kind, _)| *kind == index);
+        armed.any(|(_, vectors)| vectors.contains(&vector))
+    }
+
+    /// Whether it has refused to arm what it was asked for.
+    pub(super) fn refused(&self) -> bool {
+        self.state().refused
     }
 
     /// What it was told since the last time.
@@ -295,8 +314,27 @@ impl HostFunction for Hardware {
         })
     }
 
-    fn arm(&self, _: IrqIndex, _: u32, _: &[Option<BorrowedFd<'_>>]) -> io::Result<()> {
-        self.answers().then_some(()).ok_or_else(gone)
+    fn arm(
+        &self,
+        index: IrqIndex,
+        start: u32,
+        eventfds: &[Option<BorrowedFd<'_>>],
+    ) -> io::Result<()> {
+        let state = &mut *self.state();
+        if state.fails {
+            state.refused = true;
+            return Err(gone());
+        }
+        if !matches!(index, IrqIndex::Intx | IrqIndex::Msi | IrqIndex::Msix) {
+            return Ok(());
+        }
+        let (kind, vectors) = state.armed.get_or_insert((index, BTreeSet::new()));
+        assert_eq!(*kind, index, "a second kind of interrupt");
+        for (vector, eventfd) in (usize::try_from(start).unwrap()..).zip(eventfds) {
+            vectors.remove(&vector);
+            vectors.extend(eventfd.is_some().then_some(vector));
+        }
+        Ok(())
     }
 
     fn unmask_on(&self, _: BorrowedFd<'_>) -> io::Result<()> {
@@ -307,7 +345,10 @@ impl HostFunction for Hardware {
         Ok(())
     }
 
-    fn disarm(&self, _: IrqIndex) -> io::Result<()> {
+    fn disarm(&self, index: IrqIndex) -> io::Result<()> {
+        let state = &mut *self.state();
+        state.armed.take_if(|(kind, _)| *kind == index);
+        state.refused = false;
         Ok(())
     }
 

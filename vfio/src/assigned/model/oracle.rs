@@ -11,6 +11,7 @@ use super::{
     card::{Owner, ROM, is_wide},
     hardware::Hardware,
 };
+use crate::kernel::IrqIndex;
 
 /// Bits of the command register that a guest may set, and those that read as it set them.
 const COMMAND_SETTABLE: u16 = 0x0557;
@@ -34,6 +35,8 @@ pub(super) struct Oracle {
     msi: [u8; 24],
     msix_control: u16,
     table: Vec<u8>,
+    /// Which of MSI and MSI-X are enabled, the last to be so last: that one is in force.
+    kinds: Vec<IrqIndex>,
 }
 
 /// What a write asks for, besides its bytes.
@@ -60,6 +63,7 @@ impl Oracle {
             msi: [0; 24],
             msix_control: 0,
             table: Vec::new(),
+            kinds: Vec::new(),
         };
         oracle.reset_messages();
         oracle
@@ -124,6 +128,7 @@ impl Oracle {
                 Owner::Msix(_) => {}
             }
         }
+        self.follow_kinds();
         if command != self.command || commanded && !self.obeys {
             self.obeys = self.hardware.answers();
         }
@@ -258,6 +263,7 @@ impl Oracle {
 
     fn reset_messages(&mut self) {
         self.msi = [0; 24];
+        self.kinds.clear();
         let vectors = self
             .hardware
             .card
@@ -287,6 +293,7 @@ impl Oracle {
                 .filter(|bit| {
                     let vector = 8 * (byte - pending) + bit;
                     vector < layout.vectors
+                        && self.kind_in_force() == Some(IrqIndex::Msi)
                         && self.msi_message(vector).is_none()
                         && is_latched(vector)
                 })
@@ -371,19 +378,39 @@ impl Oracle {
         let vectors = self.table.len() / 16;
         let pending = |bit: &usize| {
             let vector = 8 * at + bit;
-            vector < vectors && self.msix_message(vector).is_none() && is_latched(vector)
+            vector < vectors
+                && self.kind_in_force() == Some(IrqIndex::Msix)
+                && self.msix_message(vector).is_none()
+                && is_latched(vector)
         };
         (0..8).filter(pending).fold(0, |byte, bit| byte | 1 << bit)
     }
 
-    /// How many of MSI and MSI-X are enabled.
-    pub(super) fn kinds_of_messages(&self) -> usize {
-        usize::from(self.msi_enabled()) + usize::from(self.msix_enabled())
+    fn follow_kinds(&mut self) {
+        let enabled = [
+            (IrqIndex::Msi, self.msi_enabled()),
+            (IrqIndex::Msix, self.msix_enabled()),
+        ];
+        for (kind, is_enabled) in enabled {
+            if !is_enabled {
+                self.kinds.retain(|&known| known != kind);
+            } else if !self.kinds.contains(&kind) {
+                self.kinds.push(kind);
+            }
+        }
+    }
+
+    /// Which of MSI and MSI-X the device is to use.
+    pub(super) fn kind_in_force(&self) -> Option<IrqIndex> {
+        self.kinds.last().copied()
     }
 
     /// What a vector says, if it does not keep quiet.
     pub(super) fn message(&self, vector: usize) -> Option<MsiMessage> {
-        self.msi_message(vector).or(self.msix_message(vector))
+        match self.kind_in_force()? {
+            IrqIndex::Msi => self.msi_message(vector),
+            _ => self.msix_message(vector),
+        }
     }
 }
 
