@@ -5,6 +5,8 @@
 //!
 //! Left out: steering tags in the vector control of functions that have a TPH capability.
 
+use std::ops::Range;
+
 use super::registers::CAP_MSIX;
 use crate::{interrupt::MsiMessage, register_file::RegisterFile};
 
@@ -61,6 +63,16 @@ impl MsixLocation {
         let [a, b, c, d, ..] = register(self.table_bar, self.table_offset);
         let [e, f, g, h, ..] = register(self.pba_bar, self.pba_offset);
         [a, b, c, d, e, f, g, h]
+    }
+
+    /// Where the table is in its BAR. Offset and length have 32 bits at most: the sum has no overflow.
+    pub fn table(&self) -> Range<u64> {
+        self.table_offset..self.table_offset + self.table_len()
+    }
+
+    /// Where the pending bits are in their BAR.
+    pub fn pba(&self) -> Range<u64> {
+        self.pba_offset..self.pba_offset + self.pba_len()
     }
 
     /// Length of the table in bytes.
@@ -192,7 +204,7 @@ impl Msix {
         *self = Self::new(vectors);
     }
 
-    fn changes(&mut self, vectors: std::ops::Range<usize>) -> RouteChanges {
+    fn changes(&mut self, vectors: Range<usize>) -> RouteChanges {
         let mut changes = Vec::new();
         for vector in vectors {
             let message = self.message(vector);

@@ -70,19 +70,9 @@ pub(super) fn holds(specs: &[BarSpec], msix: &MsixLocation) -> bool {
         let mut specs = specs.iter();
         specs.any(|spec| spec.index == bar && spec.kind.is_memory() && range.end <= spec.size)
     };
-    let (table, pba) = (table_range(msix), pba_range(msix));
+    let (table, pba) = (msix.table(), msix.pba());
     let apart = msix.table_bar != msix.pba_bar || table.end <= pba.start || pba.end <= table.start;
     inside(msix.table_bar, &table) && inside(msix.pba_bar, &pba) && apart
-}
-
-/// Where the table is in its BAR. Offset and length have 32 bits at most: the sum has no overflow.
-pub(super) fn table_range(msix: &MsixLocation) -> Range<u64> {
-    msix.table_offset..msix.table_offset + msix.table_len()
-}
-
-/// Where the pending bits are in their BAR.
-pub(super) fn pba_range(msix: &MsixLocation) -> Range<u64> {
-    msix.pba_offset..msix.pba_offset + msix.pba_len()
 }
 
 /// Maps what can be mapped of a region, and cuts it around the pages of `emulated`.

@@ -23,7 +23,7 @@ mod options;
 mod peers;
 mod probe;
 #[cfg(test)]
-mod random;
+pub(crate) mod random;
 mod relocation;
 mod reset;
 mod rom;

@@ -242,9 +242,9 @@ impl Probed {
         for spec in &self.specs {
             let region = &self.regions[spec.index];
             let table = self.msix.filter(|msix| msix.table_bar == spec.index);
-            let table = table.map_or(0..0, |msix| bars::table_range(&msix));
+            let table = table.map_or(0..0, |msix| msix.table());
             let pba = self.msix.filter(|msix| msix.pba_bar == spec.index);
-            let pba = pba.map_or(0..0, |msix| bars::pba_range(&msix));
+            let pba = pba.map_or(0..0, |msix| msix.pba());
             let emulated = [table.clone(), pba.clone()];
             let (direct, withheld) = match mmap && spec.kind.is_memory() {
                 true => (

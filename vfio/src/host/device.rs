@@ -1,10 +1,13 @@
 //! One PCI function of the host, and what its sysfs directory says about it.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use devices::pci::Bdf;
 
-use super::{Host, Mac, mac, sysfs};
+use super::{Host, Mac, facts::ConfigSpace, mac, sysfs};
 
 /// Facts of a function, as they were when asked for.
 ///
@@ -59,7 +62,17 @@ pub struct NetInterface {
     pub name: String,
     /// Its address, where it is an Ethernet one.
     pub mac: Option<Mac>,
+    /// It is switched on (`ip link set … up`).
+    pub is_up: bool,
+    /// Whether it can carry anything, in the kernel's words: `up`, `down`, `unknown`, …
+    pub state: Option<String>,
 }
+
+/// Every network interface and where its device is: `../../devices/pci0000:00/0000:00:01.0/0000:03:10.3/net/eth2`.
+pub(super) struct NetLinks(Vec<(String, PathBuf)>);
+
+/// An interface's flag that it is switched on, `IFF_UP` of linux/if.h.
+const IFF_UP: u32 = 1 << 0;
 
 /// The facts cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -82,15 +95,30 @@ pub enum DeviceError {
 impl Device {
     /// Whether it leads to another bus (or is the way to all of them): nothing that can be given to a guest.
     pub fn is_bridge(&self) -> bool {
-        // A host or ISA bridge has an endpoint's header. Other endpoints of class 06 (switch management, "other bridge") are
-        // devices like any other.
-        self.header_type != 0 || matches!(self.class >> 8, 0x0600 | 0x0601)
+        is_bridge(self.header_type, self.class)
     }
+}
+
+fn is_bridge(header_type: u8, class: u32) -> bool {
+    // A host or ISA bridge has an endpoint's header. Other endpoints of class 06 (switch management, "other bridge") are
+    // devices like any other.
+    header_type != 0 || matches!(class >> 8, 0x0600 | 0x0601)
 }
 
 impl Host {
     /// What there is to know about a function.
     pub fn device(&self, bdf: Bdf) -> Result<Device, DeviceError> {
+        let config = ConfigSpace::header(&self.pci_dir(bdf));
+        self.device_among(bdf, &config, &self.net_links())
+    }
+
+    /// The same, given what has been read before.
+    pub(super) fn device_among(
+        &self,
+        bdf: Bdf,
+        config: &ConfigSpace,
+        net: &NetLinks,
+    ) -> Result<Device, DeviceError> {
         let dir = self.pci_dir(bdf);
         if !dir.exists() {
             return Err(DeviceError::NotFound(bdf));
@@ -111,7 +139,7 @@ impl Host {
             subsystem_vendor: id("subsystem_vendor").unwrap_or(0),
             subsystem_device: id("subsystem_device").unwrap_or(0),
             class,
-            header_type: self.header_type(bdf, class),
+            header_type: header_type(config, class),
             driver: self.driver_of(bdf),
             iommu_group: sysfs::link_name(&dir.join("iommu_group"))
                 .and_then(|name| name.parse().ok()),
@@ -122,19 +150,16 @@ impl Host {
             reset_methods: sysfs::text(&dir.join("reset_method"))
                 .map(|text| text.split_whitespace().map(String::from).collect())
                 .unwrap_or_default(),
-            interfaces: self.interfaces(bdf),
+            interfaces: self.interfaces(bdf, net),
             boot_vga: sysfs::number(&dir.join("boot_vga")) == Some(1),
         })
     }
 
-    /// Layout of the header, without the multifunction bit.
-    fn header_type(&self, bdf: Bdf, class: u32) -> u8 {
-        let config = fs::read(self.pci_dir(bdf).join("config")).unwrap_or_default();
-        match config.get(0x0e) {
-            Some(byte) => byte & 0x7f,
-            // Without its configuration space the class is the next best witness: 0604 is a PCI-to-PCI bridge.
-            None => u8::from(class >> 8 == 0x0604),
-        }
+    /// Whether the function is a bridge; not if it does not even say its class.
+    pub(super) fn is_bridge(&self, bdf: Bdf) -> bool {
+        let dir = self.pci_dir(bdf);
+        let class = sysfs::number(&dir.join("class"));
+        class.is_some_and(|class| is_bridge(header_type(&ConfigSpace::header(&dir), class), class))
     }
 
     fn physical_function(&self, bdf: Bdf) -> Option<(Bdf, u32)> {
@@ -160,15 +185,28 @@ impl Host {
             .collect()
     }
 
-    /// The network interfaces that stand on the function, directly or through a device below it (virtio, USB).
-    fn interfaces(&self, bdf: Bdf) -> Vec<NetInterface> {
+    pub(super) fn net_links(&self) -> NetLinks {
         let class = self.roots.sys.join("class/net");
-        let below = self.class_devices_below("net", bdf);
+        let links = sysfs::names(&class).into_iter();
+        let links = links.filter_map(|name| Some((fs::read_link(class.join(&name)).ok()?, name)));
+        NetLinks(links.map(|(path, name)| (name, path)).collect())
+    }
+
+    /// The network interfaces that stand on the function, directly or through a device below it (virtio, USB).
+    fn interfaces(&self, bdf: Bdf, net: &NetLinks) -> Vec<NetInterface> {
+        let class = self.roots.sys.join("class/net");
+        let function = bdf.to_string();
+        let below = net.0.iter().filter(|(_, path)| is_below(path, &function));
         below
-            .map(|name| NetInterface {
-                mac: sysfs::text(&class.join(&name).join("address"))
-                    .and_then(|text| mac::octets(&text)),
-                name,
+            .map(|(name, _)| {
+                let dir = class.join(name);
+                let flags = sysfs::number(&dir.join("flags"));
+                NetInterface {
+                    name: name.clone(),
+                    mac: sysfs::text(&dir.join("address")).and_then(|text| mac::octets(&text)),
+                    is_up: flags.is_some_and(|flags| flags & IFF_UP != 0),
+                    state: sysfs::text(&dir.join("operstate")),
+                }
             })
             .collect()
     }
@@ -183,8 +221,18 @@ impl Host {
         let dir = self.roots.sys.join("class").join(class);
         let function = bdf.to_string();
         sysfs::names(&dir).into_iter().filter(move |name| {
-            fs::read_link(dir.join(name))
-                .is_ok_and(|path| path.iter().any(|part| part == function.as_str()))
+            fs::read_link(dir.join(name)).is_ok_and(|path| is_below(&path, &function))
         })
     }
+}
+
+fn is_below(path: &Path, function: &str) -> bool {
+    path.iter().any(|part| part == function)
+}
+
+/// Layout of the header, without the multifunction bit.
+fn header_type(config: &ConfigSpace, class: u32) -> u8 {
+    // Without its configuration space the class is the next best witness: 0604 is a PCI-to-PCI bridge.
+    let of_class = u8::from(class >> 8 == 0x0604);
+    config.header_type().unwrap_or(of_class)
 }

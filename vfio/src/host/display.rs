@@ -1,10 +1,10 @@
 //! What the host knows of a display that a guest is to have: what firmware left on it, and where its memory was.
 
-use std::{fs::File, io::Read, ops::Range};
+use std::{fs::File, io::Read, ops::Range, path::Path};
 
 use devices::pci::Bdf;
 
-use super::{Host, sysfs};
+use super::{Host, facts::resources, sysfs};
 
 /// `struct boot_params` is a page.
 const BOOT_PARAMS_LEN: u64 = 4096;
@@ -36,22 +36,20 @@ impl Host {
         HostDisplay {
             is_boot_display: sysfs::text(&dir.join("boot_vga")).as_deref() == Some("1"),
             boot_params,
-            bars: bars(&sysfs::text(&dir.join("resource")).unwrap_or_default()),
+            bars: bars(&dir),
         }
     }
 }
 
-/// First and last address and flags, a line for each BAR (Documentation/PCI/sysfs-pci.rst); zeroes where there is none.
-fn bars(resource: &str) -> [Range<u64>; BARS] {
-    let mut lines = resource.lines();
-    std::array::from_fn(|_| {
-        let mut numbers = lines.next().unwrap_or_default().split_whitespace();
-        let mut number = || u64::from_str_radix(numbers.next()?.strip_prefix("0x")?, 16).ok();
-        let (first, last) = (number(), number());
-        match (first, last.and_then(|last| last.checked_add(1))) {
-            (Some(start), Some(end)) if start > 0 && start < end => start..end,
-            _ => 0..0,
-        }
+/// Where the BARs are; empty where there is none, or the kernel found no room.
+fn bars(dir: &Path) -> [Range<u64>; BARS] {
+    let resources = resources(dir);
+    std::array::from_fn(|index| {
+        let found = resources[index].and_then(|resource| {
+            let start = resource.address?;
+            Some(start..start.checked_add(resource.size)?)
+        });
+        found.unwrap_or_default()
     })
 }
 
@@ -65,10 +63,12 @@ mod tests {
              0x0000000000000000 0x0000000000000000 0x0000000000000000\n\
              0x00000000febd0000 0x00000000febd0fff 0x0000000000040200\n\
              nonsense\n0xffffffffffffffff 0xffffffffffffffff 0x0\n\n0x1 0x2 0x3\n";
-        let found = bars(resource);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("resource"), resource).unwrap();
+        let found = bars(dir.path());
         assert_eq!(found[0], 0xfd00_0000..0xfe00_0000);
         assert_eq!(found[2], 0xfebd_0000..0xfebd_1000);
         assert!(found[1..].iter().filter(|range| !range.is_empty()).count() == 1);
-        assert_eq!(bars(""), [const { 0..0 }; 6]);
+        assert_eq!(bars(&dir.path().join("gone")), [const { 0..0 }; 6]);
     }
 }

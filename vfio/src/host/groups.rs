@@ -1,6 +1,6 @@
 //! IOMMU groups: the devices that the IOMMU cannot tell apart, so that they go to one guest together or not at all.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use devices::pci::Bdf;
 
@@ -146,24 +146,30 @@ impl GroupNotViable {
 impl Host {
     /// Who is in a group.
     pub fn group(&self, number: u32) -> Group {
-        let dir = self
-            .roots
-            .sys
-            .join(format!("kernel/iommu_groups/{number}/devices"));
-        let members = sysfs::names(&dir)
-            .into_iter()
-            .map(|name| {
-                let bdf = name.parse().ok();
-                let device = bdf.and_then(|bdf| self.device(bdf).ok());
-                Member {
-                    bdf,
-                    driver: sysfs::link_name(&dir.join(&name).join("driver")),
-                    is_bridge: device.is_some_and(|device| device.is_bridge()),
-                    name,
-                }
-            })
-            .collect();
+        let names = self.member_names(number).into_iter();
+        let members = names.map(|name| self.member(number, name)).collect();
         Group { number, members }
+    }
+
+    /// The names of those in a group.
+    pub(super) fn member_names(&self, group: u32) -> Vec<String> {
+        sysfs::names(&self.group_dir(group))
+    }
+
+    /// The one called `name`.
+    pub(super) fn member(&self, group: u32, name: String) -> Member {
+        let bdf = name.parse().ok();
+        Member {
+            bdf,
+            driver: sysfs::link_name(&self.group_dir(group).join(&name).join("driver")),
+            is_bridge: bdf.is_some_and(|bdf| self.is_bridge(bdf)),
+            name,
+        }
+    }
+
+    fn group_dir(&self, group: u32) -> PathBuf {
+        let groups = self.roots.sys.join("kernel/iommu_groups");
+        groups.join(group.to_string()).join("devices")
     }
 
     /// The group that a function is in.

@@ -1,8 +1,12 @@
 //! Who has a group open: found through the open files of every process.
 
-use std::{collections::HashSet, fmt, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt, fs, io,
+    path::PathBuf,
+};
 
-use super::{Host, sysfs};
+use super::{Host, facts::Known, sysfs};
 
 /// A process that has devices of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,13 +39,64 @@ impl Host {
         if files.is_empty() {
             return Vec::new();
         }
-        let mut pids: Vec<u32> = sysfs::names(&self.roots.proc)
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .collect();
-        pids.sort_unstable();
+        let mut pids = self.pids();
         pids.retain(|&pid| self.has_open(pid, &files));
         pids.into_iter().map(|pid| self.holder(pid)).collect()
+    }
+
+    /// Who has each of the groups open, by one look at the processes. Unknown where nobody was found who does, but not every
+    /// process may be looked at.
+    pub(super) fn holders_of_all(&self, groups: &[u32]) -> BTreeMap<u32, Known<Vec<Holder>>> {
+        let files = groups.iter().flat_map(|&group| {
+            let files = self.vfio_files(group).into_iter();
+            files
+                .filter(|file| file.exists())
+                .map(move |file| (file, group))
+        });
+        let files: HashMap<PathBuf, u32> = files.collect();
+        let (mut found, mut all_seen) = (BTreeMap::<u32, Vec<Holder>>::new(), true);
+        // Without any open file there is no need to look through every process.
+        let pids = if files.is_empty() {
+            Vec::new()
+        } else {
+            self.pids()
+        };
+        for pid in pids {
+            let Ok(open) = self.open_files(pid) else {
+                all_seen = false;
+                continue;
+            };
+            let held: HashSet<u32> = open.filter_map(|file| files.get(&file).copied()).collect();
+            for group in held {
+                found.entry(group).or_default().push(self.holder(pid));
+            }
+        }
+        let told = |group: &u32| match found.remove(group) {
+            None if !all_seen && files.values().any(|open| open == group) => Known::Unknown,
+            holders => Known::Known(holders.unwrap_or_default()),
+        };
+        groups
+            .iter()
+            .copied()
+            .zip(groups.iter().map(told))
+            .collect()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let names = sysfs::names(&self.roots.proc);
+        let mut pids: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    /// What the process has open; an error where it may not be looked at. Of one that has ended it is nothing.
+    fn open_files(&self, pid: u32) -> io::Result<impl Iterator<Item = PathBuf> + use<>> {
+        let dir = self.roots.proc.join(pid.to_string()).join("fd");
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            entries => entries.into_iter().flatten().flatten(),
+        };
+        Ok(entries.filter_map(|entry| fs::read_link(entry.path()).ok()))
     }
 
     /// The files that stand for the group: its own, and the character device of each member (kernels with iommufd).
@@ -61,10 +116,8 @@ impl Host {
     }
 
     fn has_open(&self, pid: u32, files: &HashSet<PathBuf>) -> bool {
-        let dir = self.roots.proc.join(pid.to_string()).join("fd");
-        sysfs::names(&dir)
-            .iter()
-            .any(|fd| fs::read_link(dir.join(fd)).is_ok_and(|path| files.contains(&path)))
+        self.open_files(pid)
+            .is_ok_and(|mut open| open.any(|file| files.contains(&file)))
     }
 
     pub(super) fn holder(&self, pid: u32) -> Holder {

@@ -85,7 +85,8 @@ impl Host {
         NoIommu { device, cause }
     }
 
-    fn no_iommu_cause(&self) -> NoIommuCause {
+    /// Why there are no groups, or why some device has none.
+    pub(super) fn no_iommu_cause(&self) -> NoIommuCause {
         if !sysfs::names(&self.roots.sys.join("class/iommu")).is_empty() {
             return NoIommuCause::NotBehindIt;
         }

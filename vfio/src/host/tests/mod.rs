@@ -2,4 +2,5 @@
 
 mod binding;
 mod facts;
+mod function;
 mod mediated;
