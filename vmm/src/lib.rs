@@ -4,6 +4,7 @@ pub mod binding;
 pub mod boot;
 pub mod cli;
 pub mod console;
+pub mod doctor;
 pub mod events;
 pub mod input;
 pub mod kvm;

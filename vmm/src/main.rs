@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Bind(args) => vmm::binding::bind(&args),
         Command::Unbind(args) => vmm::binding::unbind(&args),
         Command::Restore(args) => vmm::binding::restore(&args),
+        Command::Doctor(args) => vmm::doctor::doctor(&args),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("viaduct: {}", explain(&*error));

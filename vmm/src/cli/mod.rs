@@ -1,6 +1,7 @@
 //! The command line. What a person types, checked here as far as text can be checked; what it means is for the machine.
 
 pub mod binding;
+pub mod doctor;
 pub mod run;
 mod size;
 mod vfio_arg;
@@ -41,6 +42,8 @@ pub enum Command {
     Unbind(binding::UnbindArgs),
     /// Put back every driver that a run or bind of ours displaced, also after a crash
     Restore(binding::RestoreArgs),
+    /// Say whether this host is ready to assign devices, and what to type if it is not
+    Doctor(doctor::DoctorArgs),
 }
 
 #[cfg(test)]

@@ -72,23 +72,7 @@ pub struct Vm {
 impl Vm {
     /// Opens /dev/kvm and makes a VM.
     pub fn create() -> Result<Self, KvmError> {
-        let kvm = open()?;
-        let version = kvm.get_api_version();
-        if version != i32::try_from(KVM_API_VERSION).unwrap_or(i32::MAX) {
-            return Err(KvmError::Version(version));
-        }
-        for (cap, name) in [
-            (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-            (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
-            (Cap::Irqfd, "KVM_CAP_IRQFD"),
-            (Cap::IrqfdResample, "KVM_CAP_IRQFD_RESAMPLE"),
-            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-            (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
-        ] {
-            if !kvm.check_extension(cap) {
-                return Err(KvmError::Lacks(name));
-            }
-        }
+        let kvm = open_checked()?;
         let fd = kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
         // Intel without unrestricted guest needs both; they must be set before the first vCPU exists.
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -111,6 +95,32 @@ impl Vm {
             .map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
         Ok(cpuid.as_slice().iter().map(vcpu_state::leaf).collect())
     }
+}
+
+/// Whether KVM is there, may be used, and has what a machine needs of it.
+pub fn check() -> Result<(), KvmError> {
+    open_checked().map(drop)
+}
+
+fn open_checked() -> Result<Kvm, KvmError> {
+    let kvm = open()?;
+    let version = kvm.get_api_version();
+    if version != i32::try_from(KVM_API_VERSION).unwrap_or(i32::MAX) {
+        return Err(KvmError::Version(version));
+    }
+    for (cap, name) in [
+        (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+        (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+        (Cap::Irqfd, "KVM_CAP_IRQFD"),
+        (Cap::IrqfdResample, "KVM_CAP_IRQFD_RESAMPLE"),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+        (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Lacks(name));
+        }
+    }
+    Ok(kvm)
 }
 
 fn open() -> Result<Kvm, KvmError> {
