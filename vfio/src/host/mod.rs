@@ -24,6 +24,8 @@ mod line;
 mod mac;
 mod mediated;
 mod netlink;
+#[cfg(any(test, feature = "testing"))]
+pub mod recorded;
 mod refusals;
 mod resolve;
 mod restore;

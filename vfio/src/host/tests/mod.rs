@@ -4,3 +4,4 @@ mod binding;
 mod facts;
 mod function;
 mod mediated;
+mod recorded;
