@@ -14,6 +14,7 @@ pub mod processors;
 pub mod ram;
 pub mod run;
 pub mod signals;
+pub mod sriov;
 pub mod stats;
 #[cfg(test)]
 mod tiny_guest;

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Unbind(args) => vmm::binding::unbind(&args),
         Command::Restore(args) => vmm::binding::restore(&args),
         Command::Doctor(args) => vmm::doctor::doctor(&args),
+        Command::Sriov(args) => vmm::sriov::sriov(&args),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("viaduct: {}", explain(&*error));

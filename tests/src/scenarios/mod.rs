@@ -18,6 +18,7 @@ mod refusals;
 mod reset;
 mod rom;
 mod several;
+mod sriov;
 mod through_iommufd;
 mod vf;
 mod vga;
@@ -55,6 +56,7 @@ fn all() -> Vec<Scenario> {
         hands::scenarios(),
         vf::scenarios(),
         refusals::scenarios(),
+        sriov::scenarios(),
         drivers::scenarios(),
         several::scenarios(),
         rom::scenarios(),

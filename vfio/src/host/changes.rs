@@ -17,6 +17,8 @@ pub(super) trait Changes: Send + Sync {
     fn replace(&self, file: &Path, contents: &[u8]) -> io::Result<()>;
     /// Loads a module and what it depends on. The error's text is what the loader said.
     fn load_module(&self, name: &str) -> io::Result<()>;
+    /// Loads the modules for a device's `modalias`, those left out that the host's configuration keeps from being loaded so.
+    fn load_for(&self, modalias: &str) -> io::Result<()>;
 }
 
 /// The kernel that runs.
@@ -55,11 +57,21 @@ impl Changes for Running {
     }
 
     fn load_module(&self, name: &str) -> io::Result<()> {
+        self.modprobe(&[name])
+    }
+
+    fn load_for(&self, modalias: &str) -> io::Result<()> {
+        self.modprobe(&["--use-blacklist", "--quiet", "--", modalias])
+    }
+}
+
+impl Running {
+    fn modprobe(&self, arguments: &[&str]) -> io::Result<()> {
         let Some(modprobe) = &self.modprobe else {
             return Err(io::Error::other("modules are not loaded here"));
         };
         let output = Command::new(modprobe)
-            .arg(name)
+            .args(arguments)
             .stdin(Stdio::null())
             .output()?;
         if output.status.success() {

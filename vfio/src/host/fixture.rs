@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -231,6 +231,8 @@ pub(super) struct FakeKernel {
     pub(super) sleeps: AtomicBool,
     /// vfio-pci refuses every device.
     pub(super) refuses: AtomicBool,
+    /// The driver of physical functions makes no more than these.
+    pub(super) most_functions: AtomicU32,
 }
 
 impl FakeKernel {
@@ -242,6 +244,7 @@ impl FakeKernel {
             dies_after: AtomicBool::new(false),
             sleeps: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            most_functions: AtomicU32::new(u32::MAX),
         }
     }
 
@@ -298,6 +301,39 @@ impl FakeKernel {
         symlink(self.sys.join("bus/pci/drivers").join(driver), link)
     }
 
+    /// Makes or removes virtual functions 03:10.1, 03:10.3, …, which igbvf takes.
+    fn set_number(&self, physical: &str, number: u32) -> io::Result<()> {
+        let link = |index: u32| self.device(physical).join(format!("virtfn{index}"));
+        let name = |index: u32| format!("0000:03:{:02x}.{}", 0x10 + index / 4, index % 4 * 2 + 1);
+        if number > 0 && link(0).exists() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        for index in (0..).take_while(|&index| number == 0 && link(index).exists()) {
+            fs::remove_file(link(index))?;
+            fs::remove_dir_all(self.device(&name(index)))?;
+        }
+        let probes = sysfs::number(&self.device(physical).join("sriov_drivers_autoprobe"));
+        for index in 0..number.min(self.most_functions.load(Ordering::SeqCst)) {
+            let dir = self.device(&name(index));
+            fs::create_dir_all(&dir)?;
+            for (attribute, text) in [
+                ("vendor", "0x8086"),
+                ("device", "0x10ca"),
+                ("class", "0x020000"),
+                ("driver_override", "(null)"),
+                ("natural", "igbvf"),
+            ] {
+                fs::write(dir.join(attribute), text)?;
+            }
+            symlink(self.device(physical), dir.join("physfn"))?;
+            symlink(&dir, link(index))?;
+            if probes != Some(0) {
+                self.attach(&name(index), "igbvf")?;
+            }
+        }
+        Ok(())
+    }
+
     fn unbind(&self, device: &str, driver: &str) -> io::Result<()> {
         let link = self.device(device).join("driver");
         if sysfs::link_name(&link).as_deref() != Some(driver) {
@@ -328,6 +364,11 @@ impl Changes for FakeKernel {
             }
             ["drivers", driver, "unbind"] => self.unbind(text, driver),
             ["drivers", driver, "bind"] => self.attach(text, driver),
+            ["devices", _, "sriov_drivers_autoprobe"] => fs::write(attribute, text),
+            ["devices", physical, "sriov_numvfs"] => {
+                let number = text.parse().map_err(io::Error::other)?;
+                self.set_number(physical, number)
+            }
             ["drivers_probe"] => {
                 let drivers = sysfs::names(&self.sys.join("bus/pci/drivers"));
                 let found = drivers.iter().find(|driver| self.matches(text, driver));
@@ -335,6 +376,10 @@ impl Changes for FakeKernel {
             }
             _ => panic!("no such attribute: {}", attribute.display()),
         })
+    }
+
+    fn load_for(&self, modalias: &str) -> io::Result<()> {
+        Err(io::Error::other(format!("Module {modalias} not found.")))
     }
 
     fn replace(&self, file: &Path, contents: &[u8]) -> io::Result<()> {

@@ -90,6 +90,7 @@ impl Default for Roots {
 pub struct Host {
     roots: Roots,
     changes: Arc<dyn changes::Changes>,
+    links: Arc<dyn netlink::Links>,
     /// How long a write that binds or unbinds may take, and how long to wait for another viaduct's lock.
     patience: Duration,
 }
@@ -103,10 +104,11 @@ impl Default for Host {
 impl Host {
     /// This machine.
     pub fn new() -> Self {
-        Self::with_changes(
-            Roots::default(),
-            Arc::new(changes::Running::with_modprobe()),
-        )
+        let changes = Arc::new(changes::Running::with_modprobe());
+        Self {
+            links: Arc::new(netlink::Running),
+            ..Self::with_changes(Roots::default(), changes)
+        }
     }
 
     /// A machine recorded as directories. No module is ever loaded for it.
@@ -120,6 +122,7 @@ impl Host {
         Self {
             roots,
             changes,
+            links: Arc::new(netlink::Recorded),
             patience,
         }
     }

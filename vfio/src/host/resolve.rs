@@ -134,23 +134,15 @@ impl fmt::Display for ResolveError {
                 if index >= total {
                     return write!(
                         f,
-                        "it can have {total}, vf0 to vf{}\n  see which there are:  ls -d /sys/bus/pci/devices/{physical}/virtfn*",
-                        total.saturating_sub(1)
+                        "it can have {total}, vf0 to vf{}\n  see which there are:  viaduct sriov {}",
+                        total.saturating_sub(1),
+                        short(*physical)
                     );
                 }
-                let wanted = index + 1;
-                let attribute = format!("/sys/bus/pci/devices/{physical}/sriov_numvfs");
-                write!(f, "{enabled} of {total} are enabled")?;
-                // The kernel changes the number only from 0 and to 0.
-                if *enabled > 0 {
-                    write!(
-                        f,
-                        "\n  those that are there go first:  echo 0 > {attribute}"
-                    )?;
-                }
+                let (wanted, physical) = (index + 1, short(*physical));
                 write!(
                     f,
-                    "\n  enable as many as you need:     echo {wanted} > {attribute}"
+                    "{enabled} of {total} are enabled\n  enable as many as you need:  viaduct sriov {physical} --vfs {wanted}"
                 )
             }
         }
@@ -262,7 +254,8 @@ impl Host {
             .ok_or_else(|| ResolveError::NotPci(name.to_owned()))
     }
 
-    fn virtual_function(&self, physical: Bdf, index: u32) -> Result<Bdf, ResolveError> {
+    /// Virtual function `index` of `physical`.
+    pub(super) fn virtual_function(&self, physical: Bdf, index: u32) -> Result<Bdf, ResolveError> {
         let sriov = self.device(physical).ok().and_then(|device| device.sriov);
         let sriov = sriov.ok_or(ResolveError::NoSriov(physical))?;
         let at = usize::try_from(index).ok();

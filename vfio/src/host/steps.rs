@@ -268,7 +268,7 @@ impl Host {
 
     /// Works in a thread of its own: a driver that waits for the users of a device to let go sleeps inside the write, for ever
     /// if need be, with the device's lock held, and no signal wakes it or those who come to that lock.
-    fn patiently<T: Send + 'static>(
+    pub(super) fn patiently<T: Send + 'static>(
         &self,
         device: Bdf,
         what: &'static str,

@@ -4,6 +4,7 @@ pub mod binding;
 pub mod doctor;
 pub mod run;
 mod size;
+pub mod sriov;
 mod vfio_arg;
 
 pub use size::{MemoryArg, SizeError};
@@ -44,6 +45,8 @@ pub enum Command {
     Restore(binding::RestoreArgs),
     /// Say whether this host is ready to assign devices, and what to type if it is not
     Doctor(doctor::DoctorArgs),
+    /// Show, make, remove and set the virtual functions of a physical one
+    Sriov(sriov::SriovArgs),
 }
 
 #[cfg(test)]

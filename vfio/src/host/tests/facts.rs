@@ -123,8 +123,7 @@ fn virtual_functions_that_are_not_there_come_with_the_command_that_makes_them() 
     assert_eq!(
         resolve_error(&fixture, "eth2/vf5"),
         "0000:03:00.1: has no virtual function 5: 2 of 8 are enabled\n  \
-         those that are there go first:  echo 0 > /sys/bus/pci/devices/0000:03:00.1/sriov_numvfs\n  \
-         enable as many as you need:     echo 6 > /sys/bus/pci/devices/0000:03:00.1/sriov_numvfs"
+         enable as many as you need:  viaduct sriov 03:00.1 --vfs 6"
     );
     assert!(resolve_error(&fixture, "eth2/vf8").contains("it can have 8, vf0 to vf7\n"));
     assert!(resolve_error(&fixture, "03:10.3/vf0").contains("has no SR-IOV capability"));

@@ -5,3 +5,4 @@ mod facts;
 mod function;
 mod mediated;
 mod recorded;
+mod sriov;
