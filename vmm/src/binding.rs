@@ -90,7 +90,7 @@ fn moved(before: Option<&str>, now: Option<&str>) -> String {
     format!("{} -> {}", name(before), name(now))
 }
 
-fn resolve(host: &Host, names: &[String]) -> Result<Vec<Bdf>, ResolveError> {
+pub(crate) fn resolve(host: &Host, names: &[String]) -> Result<Vec<Bdf>, ResolveError> {
     names.iter().map(|name| host.resolve(name)).collect()
 }
 

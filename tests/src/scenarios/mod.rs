@@ -7,6 +7,7 @@ mod boot;
 pub(crate) mod cards;
 mod console;
 mod dma;
+mod doctor;
 mod drivers;
 mod ending;
 mod hands;
@@ -57,6 +58,7 @@ fn all() -> Vec<Scenario> {
         vf::scenarios(),
         refusals::scenarios(),
         sriov::scenarios(),
+        doctor::scenarios(),
         drivers::scenarios(),
         several::scenarios(),
         rom::scenarios(),

@@ -155,13 +155,13 @@ impl Host {
 }
 
 /// The name people type: without the segment where that is 0.
-pub(crate) fn short(device: Bdf) -> String {
+pub fn short(device: Bdf) -> String {
     let long = device.to_string();
     long.strip_prefix("0000:")
         .map_or(long.clone(), String::from)
 }
 
 /// Whether `driver` is one that hands its devices to userspace: vfio-pci, or one of its variants (`mlx5_vfio_pci`).
-pub(crate) fn is_vfio(driver: &str) -> bool {
+pub fn is_vfio(driver: &str) -> bool {
     driver.replace('_', "-").ends_with("vfio-pci")
 }

@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+#[cfg(test)]
+use vfio::host::Roots;
+
 /// A machine's files. Paths are relative to its root.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
@@ -70,9 +73,21 @@ impl Files {
         options.read(true).write(true).open(path).map(drop)
     }
 
-    /// The group that a file belongs to, and whether members may read and write it.
-    pub(super) fn group(&self, path: &str) -> Option<(u32, bool)> {
+    /// Where the kernel's file systems are.
+    #[cfg(test)]
+    pub(super) fn roots(&self) -> Roots {
+        let below = |name| self.root.join(name);
+        Roots {
+            sys: below("sys"),
+            dev: below("dev"),
+            proc: below("proc"),
+            run: below("run"),
+        }
+    }
+
+    /// A file's owner, group and mode.
+    pub(super) fn owner(&self, path: &str) -> Option<(u32, u32, u32)> {
         let metadata = fs::metadata(self.root.join(path)).ok()?;
-        Some((metadata.gid(), metadata.mode() & 0o060 == 0o060))
+        Some((metadata.uid(), metadata.gid(), metadata.mode()))
     }
 }

@@ -34,9 +34,8 @@ impl Kvm {
         processor: &Processor,
     ) -> Self {
         let groups = files.text("etc/group").unwrap_or_default();
-        let group = files
-            .group("dev/kvm")
-            .filter(|(gid, may)| *may && *gid != 0);
+        let owner = files.owner("dev/kvm");
+        let group = owner.filter(|(_, gid, mode)| *gid != 0 && mode & 0o060 == 0o060);
         let opens = files.opens("dev/kvm");
         let asked = opens.is_ok() && files.are_this_machines();
         Self {
@@ -44,7 +43,7 @@ impl Kvm {
                 .kvm_module()
                 .map(|name| Module::find(files, system, options, name)),
             there: files.exists("dev/kvm"),
-            group: group.and_then(|(gid, _)| name_of(&groups, &gid.to_string())),
+            group: group.and_then(|(_, gid, _)| name_of(&groups, &gid.to_string())),
             lacks: asked.then(lacks).flatten(),
             opens,
         }
@@ -113,10 +112,7 @@ mod tests {
         let processor = Processor::read(&files);
         let mut kvm = Kvm::read(&files, &system, &KernelOptions::default(), &processor);
         kvm.opens = opens;
-        let user = User {
-            name: "ada".into(),
-            ..User::default()
-        };
+        let user = User::ada();
         kvm.check(&processor, &system, &user)
     }
 
@@ -165,10 +161,7 @@ mod tests {
         );
         kvm.opens = denied();
         kvm.group = Some("kvm".into());
-        let user = User {
-            name: "ada".into(),
-            ..User::default()
-        };
+        let user = User::ada();
         let check = kvm.check(&Processor::default(), &System::default(), &user);
         let command = check.fixes[0].command.as_deref();
         assert_eq!(command, Some("usermod -aG kvm ada"));

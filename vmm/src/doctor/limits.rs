@@ -193,16 +193,9 @@ mod tests {
         Limits::read(&machine.files())
     }
 
-    fn ada() -> User {
-        User {
-            name: "ada".into(),
-            ..User::default()
-        }
-    }
-
     #[test]
     fn what_may_be_locked_is_compared_with_a_guest() {
-        let of = |locked| limits(locked, "1024").locked(&ada());
+        let of = |locked| limits(locked, "1024").locked(&User::ada());
         let check = of("65536");
         assert_eq!(check.verdict, Verdict::Failure);
         assert_eq!(
@@ -213,12 +206,15 @@ mod tests {
         assert_eq!(command, Some("prlimit --memlock=unlimited --pid $$"));
         assert_eq!(of("1073741824").verdict, Verdict::Note);
         assert_eq!(of("unlimited").verdict, Verdict::Good);
-        assert_eq!(Limits::default().locked(&ada()).verdict, Verdict::Unknown);
+        assert_eq!(
+            Limits::default().locked(&User::ada()).verdict,
+            Verdict::Unknown
+        );
     }
 
     #[test]
     fn few_open_files_are_a_failure_and_huge_pages_that_are_off_a_warning() {
-        let checks = limits("unlimited", "256").checks(&ada());
+        let checks = limits("unlimited", "256").checks(&User::ada());
         let verdicts: Vec<Verdict> = checks.iter().map(|check| check.verdict).collect();
         use Verdict::{Failure, Good, Note, Warning};
         assert_eq!(verdicts, [Good, Failure, Warning, Note]);

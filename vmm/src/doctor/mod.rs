@@ -5,6 +5,7 @@
 
 mod boot_words;
 mod delivery;
+mod device;
 mod files;
 mod iommu;
 mod kernel_options;
@@ -26,6 +27,8 @@ use std::{
     process::ExitCode,
 };
 
+use vfio::host::Host;
+
 use self::{
     boot_words::Loader,
     delivery::Delivery,
@@ -40,17 +43,25 @@ use self::{
     system::{System, User},
     vfio_host::VfioHost,
 };
-use crate::{binding::Ended, cli::doctor::DoctorArgs};
+use crate::{
+    binding::{Ended, resolve},
+    cli::doctor::DoctorArgs,
+};
 
 /// `viaduct doctor`
 pub fn doctor(args: &DoctorArgs) -> Ended {
     let files = Files::of_this_machine();
     let (system, user) = (System::read(&files), User::read(&files));
-    let host = Section {
+    let host = Host::new();
+    let devices = resolve(&host, &args.devices)?;
+    let mut sections = vec![Section {
         of: "this host".into(),
-        checks: host(&files, &system, &user),
-    };
-    let report = Report::of(vec![host], user.is_root);
+        checks: of_host(&files, &system, &user),
+    }];
+    if !devices.is_empty() {
+        sections.extend(device::sections(&host, &files, &devices, &user)?);
+    }
+    let report = Report::of(sections, user.is_root);
     let printed = if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -67,7 +78,7 @@ pub fn doctor(args: &DoctorArgs) -> Ended {
 }
 
 /// What there is to check of a host, in the order in which it has to be put right.
-fn host(files: &Files, system: &System, user: &User) -> Vec<Check> {
+fn of_host(files: &Files, system: &System, user: &User) -> Vec<Check> {
     let processor = Processor::read(files);
     let loader = Loader::find(files, system);
     let iommu = Iommu::read(files);

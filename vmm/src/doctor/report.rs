@@ -51,7 +51,8 @@ impl Fix {
     /// The command as someone who is not root types it.
     fn with_sudo(mut self) -> Self {
         let quoted = |command: String| {
-            if command.contains(['|', '>', '<', '&', ';', '*', '`', '$']) {
+            // Not for a $ alone: the shell's own number, $$, is that of the user's shell.
+            if command.contains(['|', '>', '<', '&', ';', '*']) {
                 format!("sudo sh -c '{}'", command.replace('\'', "'\\''"))
             } else {
                 format!("sudo {command}")
@@ -189,6 +190,8 @@ mod tests {
         let quoted = Fix::root("x", "echo 'a b' > /sys/y");
         let sudo = "sudo sh -c 'echo '\\''a b'\\'' > /sys/y'";
         assert_eq!(command(quoted, false).unwrap(), sudo);
+        let shell = Fix::root("x", "prlimit --pid $$");
+        assert_eq!(command(shell, false).unwrap(), "sudo prlimit --pid $$");
         assert_eq!(command(Fix::by_hand("x"), false), None);
     }
 

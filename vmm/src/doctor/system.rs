@@ -27,7 +27,9 @@ pub(super) struct User {
     pub(super) name: String,
     /// Whether they are root.
     pub(super) is_root: bool,
-    pub(super) capabilities: u64,
+    uid: u32,
+    groups: Vec<u32>,
+    capabilities: u64,
 }
 
 impl System {
@@ -72,10 +74,17 @@ impl User {
         // Real and effective, saved, of the file system: the effective one is what counts.
         let uid = field("Uid:").unwrap_or_default();
         let capabilities = field("CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let groups = [line("Gid:"), line("Groups:")].into_iter().flatten();
+        let groups = groups
+            .flat_map(str::split_whitespace)
+            .filter_map(|number| number.parse().ok());
         let users = files.text("etc/passwd").unwrap_or_default();
         Self {
             name: name_of(&users, uid).unwrap_or_else(|| "$USER".into()),
             is_root: uid == "0",
+            uid: uid.parse().unwrap_or(u32::MAX),
+            groups: groups.collect(),
             capabilities: capabilities.unwrap_or(0),
         }
     }
@@ -85,6 +94,18 @@ impl User {
         self.has(CAP_IPC_LOCK) || self.has(CAP_SYS_RESOURCE)
     }
 
+    /// Whether they may read and write a file with this owner, group and mode (inode(7)); root may.
+    pub(super) fn may_use(&self, (uid, gid, mode): (u32, u32, u32)) -> bool {
+        let class = if self.uid == uid {
+            mode >> 6
+        } else if self.groups.contains(&gid) {
+            mode >> 3
+        } else {
+            mode
+        };
+        self.is_root || class & 0o6 == 0o6
+    }
+
     /// Whether they may raise limits.
     pub(super) fn raises_limits(&self) -> bool {
         self.has(CAP_SYS_RESOURCE)
@@ -92,6 +113,29 @@ impl User {
 
     fn has(&self, capability: u32) -> bool {
         self.capabilities >> capability & 1 == 1
+    }
+}
+
+#[cfg(test)]
+impl User {
+    /// A user without any rights.
+    pub(super) fn ada() -> Self {
+        Self {
+            name: "ada".into(),
+            uid: 1000,
+            groups: vec![1000, 104],
+            ..Self::default()
+        }
+    }
+
+    /// Root, with all rights.
+    pub(super) fn root() -> Self {
+        Self {
+            name: "root".into(),
+            is_root: true,
+            capabilities: u64::MAX,
+            ..Self::default()
+        }
     }
 }
 
@@ -120,6 +164,21 @@ mod tests {
         let system = System::read(&machine.files());
         assert!(system.is("pop") && system.is("debian") && !system.is("22.04"));
         assert!(system.has_word("intel_iommu=on") && !system.has_word("intel_iommu"));
+    }
+
+    #[test]
+    fn a_file_is_for_its_owner_its_group_or_everyone() {
+        let ada = User::ada();
+        for (owner, may) in [
+            ((1000, 0, 0o600), true),
+            ((1000, 104, 0o060), false),
+            ((0, 104, 0o660), true),
+            ((0, 0, 0o660), false),
+            ((0, 0, 0o666), true),
+        ] {
+            assert_eq!(ada.may_use(owner), may, "{owner:?}");
+        }
+        assert!(User::root().may_use((1000, 0, 0)));
     }
 
     #[test]

@@ -93,24 +93,21 @@ mod tests {
         machine.file(&format!("lib/modules/6.1/{pci}"), "");
         machine.file(&format!("lib/modules/6.1/{type1}"), "");
         machine.file("lib/modules/6.1/modules.dep", format!("{pci}:\n{type1}:\n"));
-        let root = User {
-            is_root: true,
-            ..User::default()
-        };
+        let root = User::root();
         assert_eq!(verdicts(&machine, &root), [Verdict::Good; 2]);
-        assert_eq!(verdicts(&machine, &User::default()), [Verdict::Failure; 2]);
+        assert_eq!(verdicts(&machine, &User::ada()), [Verdict::Failure; 2]);
         machine.folder("sys/bus/pci/drivers/vfio-pci");
         machine.folder("sys/module/vfio_iommu_type1");
         machine.file("dev/vfio/vfio", "");
-        assert_eq!(verdicts(&machine, &User::default()), [Verdict::Good; 2]);
+        assert_eq!(verdicts(&machine, &User::ada()), [Verdict::Good; 2]);
     }
 
     #[test]
     fn either_interface_is_enough() {
         let machine = Recorded::new();
         machine.folder("sys/bus/pci/drivers/vfio-pci");
-        assert_eq!(verdicts(&machine, &User::default())[1], Verdict::Failure);
+        assert_eq!(verdicts(&machine, &User::ada())[1], Verdict::Failure);
         machine.file("dev/iommu", "");
-        assert_eq!(verdicts(&machine, &User::default())[1], Verdict::Good);
+        assert_eq!(verdicts(&machine, &User::ada())[1], Verdict::Good);
     }
 }
