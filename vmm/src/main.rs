@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     start_log(cli.verbose);
     let ended = match cli.command {
         Command::Run(args) => vmm::run::run(&args),
+        Command::List(args) => vmm::list::list(&args),
         Command::Bind(args) => vmm::binding::bind(&args),
         Command::Unbind(args) => vmm::binding::unbind(&args),
         Command::Restore(args) => vmm::binding::restore(&args),

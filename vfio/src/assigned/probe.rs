@@ -48,7 +48,7 @@ pub enum AssignError {
     /// A bridge, or no configuration space at all.
     #[error(
         "{function}: its header is of type {header_type:#x}: only endpoints (type 0) can be assigned\n  \
-         see which devices there are:  lspci -nnk"
+         see which devices there are:  viaduct list"
     )]
     NotAnEndpoint {
         /// Its name on the host.

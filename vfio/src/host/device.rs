@@ -78,7 +78,7 @@ const IFF_UP: u32 = 1 << 0;
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// There is no such function (any more).
-    #[error("{0}: no such device\n  see what there is:  lspci -nnk")]
+    #[error("{0}: no such device\n  see what there is:  viaduct list")]
     NotFound(Bdf),
     /// The kernel does not say something it always says.
     #[error("{device}: cannot read '{attribute}' in {}", dir.display())]

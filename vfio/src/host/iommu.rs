@@ -33,6 +33,12 @@ pub enum NoIommuCause {
 }
 
 impl NoIommuCause {
+    /// Why, in a sentence's half.
+    pub fn why(self) -> &'static str {
+        let [why, _] = self.why_and_fix();
+        why
+    }
+
     fn why_and_fix(self) -> [&'static str; 2] {
         const NOT_ON: &str =
             "the machine has one but the kernel does not use it (/sys/class/iommu is empty)";

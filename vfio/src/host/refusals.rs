@@ -18,7 +18,7 @@ pub enum BindingError {
     Group(#[from] GroupError),
     /// It is a bridge.
     #[error(
-        "{0}: is a bridge, which a guest cannot have: the devices behind it need it\n  see which devices there are:  lspci -nnk"
+        "{0}: is a bridge, which a guest cannot have: the devices behind it need it\n  see which devices there are:  viaduct list"
     )]
     Bridge(Bdf),
     /// The host stands on it.

@@ -67,7 +67,7 @@ pub enum ResolveError {
 
 impl std::error::Error for ResolveError {}
 
-const SEE: &str = "\n  see what there is:  lspci -nnk";
+const SEE: &str = "\n  see what there is:  viaduct list";
 
 impl fmt::Display for ResolveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,6 +2,7 @@
 
 pub mod binding;
 pub mod doctor;
+pub mod list;
 pub mod run;
 mod size;
 pub mod sriov;
@@ -37,6 +38,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot a guest, with host PCI functions assigned to it
     Run(Box<run::RunArgs>),
+    /// List the devices that a guest can have, and what is known of them
+    List(list::ListArgs),
     /// Take devices from their drivers and bind them to vfio-pci
     Bind(binding::BindArgs),
     /// Give devices back to their drivers

@@ -90,7 +90,7 @@ fn names_of_nothing_are_answered_with_names_of_something() {
         "0000:03:10.5: no such device on this host\n  \
          on the same bus there is:  03:00.1 03:10.1 03:10.3"
     );
-    assert!(resolve_error(&fixture, "04:00.0").ends_with("see what there is:  lspci -nnk"));
+    assert!(resolve_error(&fixture, "04:00.0").ends_with("see what there is:  viaduct list"));
     assert!(resolve_error(&fixture, "eth3").ends_with("interfaces on PCI devices:  eth2"));
     for name in [
         "",
