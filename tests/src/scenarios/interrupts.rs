@@ -53,12 +53,15 @@ const USB: &str = "0000:00:07.0";
 /// A card with all three kinds of interrupt.
 const CARD: &str = "0000:01:00.0";
 
-fn machine() -> Machine {
+/// With these, a SATA controller at 00:08.0, and at 02:00.0 a device that can report errors.
+pub(super) fn machine() -> Machine {
     let cards = "-device pcie-root-port,id=rp1,chassis=1,addr=02.0 \
         -netdev user,id=n0 -device e1000e,bus=rp1,netdev=n0,id=card \
         -netdev user,id=n1 -device rtl8139,netdev=n1,addr=06.0 \
         -device usb-ehci,id=usb,addr=07.0 -device usb-storage,bus=usb.0,drive=stick \
-        -device ich9-ahci,id=sata,addr=08.0 -device ide-hd,bus=sata.0,drive=disk";
+        -device ich9-ahci,id=sata,addr=08.0 -device ide-hd,bus=sata.0,drive=disk \
+        -device pcie-root-port,id=rp2,chassis=2,addr=03.0 \
+        -device virtio-rng-pci,bus=rp2,aer=on,iommu_platform=on,id=failing";
     let cards = Cards::none().with(cards);
     Machine::with_cards(cards.with_disk("stick").with_disk("disk"))
 }

@@ -10,6 +10,7 @@ mod dma;
 mod doctor;
 mod drivers;
 mod ending;
+mod errors;
 mod hands;
 mod interrupts;
 mod iommufd;
@@ -69,6 +70,7 @@ fn all() -> Vec<Scenario> {
         dma::scenarios(),
         boot::scenarios(),
         interrupts::scenarios(),
+        errors::scenarios(),
         reset::scenarios(),
         cards::scenarios(),
         iommufd::scenarios(),

@@ -23,7 +23,7 @@ fn receivers() -> Machine {
 }
 
 /// Those, and a card of two functions, xHCI and e1000e (04:00.0, 04:00.1), on a port slow enough; an RTL8139 on the root bus (00:05.0).
-fn of_all_kinds() -> Machine {
+pub(super) fn of_all_kinds() -> Machine {
     let cards = three_receivers().with(
         "-device pcie-root-port,id=rp3,chassis=3,addr=04.0,x-speed=5 \
          -device qemu-xhci,bus=rp3,multifunction=on,addr=0.0 -device usb-kbd \
@@ -102,7 +102,7 @@ fn expect_resets(l1: &Host, device: &str, method: &str, done: u64, failed: u64) 
 const EACH_NIC: &str = "lspci -nn; lab-dhcp || exit; cat /sys/bus/usb/devices/*/product; \
     echo == works; read -r order; eval $order";
 
-fn by_the_best_way(l1: &Host) -> Result<()> {
+pub(super) fn by_the_best_way(l1: &Host) -> Result<()> {
     let run = "run --cpus 2 --memory 384M --stats /run/stats.json --vfio 01:00.0 --vfio 03:01.0 --vfio 03:02.0 \
         --vfio 04:00.0,addr=06.0 --vfio 04:00.1,addr=06.1 --vfio 00:05.0";
     let mut guest = l1.viaduct(run).script(EACH_NIC).deadline_s(280).start()?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::vf::number_after;
-use super::{Scenario, address_space, dma, expect, several, vf};
+use super::{Scenario, address_space, cards, dma, expect, reset, several, vf};
 use crate::cards::Machine;
 use crate::error::Result;
 use crate::host::Host;
@@ -39,6 +39,18 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             machine: with_engine,
             limit: Duration::from_secs(120),
             run: no_peers,
+        },
+        Scenario {
+            name: "through iommufd, all cards work in one guest, and again after it has rebooted",
+            machine: || cards::machine().through_iommufd(),
+            limit: Duration::from_secs(300),
+            run: |l1| cards::work_through_reboots(l1, 1),
+        },
+        Scenario {
+            name: "through iommufd, each device is reset by the best way it has, and those of one bus together",
+            machine: || reset::of_all_kinds().through_iommufd(),
+            limit: Duration::from_secs(300),
+            run: reset::by_the_best_way,
         },
     ]
 }

@@ -12,6 +12,7 @@ use crate::disks::RANDOM_BYTES;
 use crate::error::{Error, Result};
 use crate::host::Host;
 pub(crate) use table::{CARDS, Card, Interrupts, machine};
+pub(super) use together::work_through_reboots;
 
 /// Where `lab-card` writes on a disk, and how much.
 const WRITTEN: std::ops::Range<usize> = 8 << 20..9 << 20;

@@ -20,7 +20,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             name: "all cards work in one guest, and again after each of five reboots",
             machine,
             limit: Duration::from_secs(600),
-            run: work_through_reboots,
+            run: |l1| work_through_reboots(l1, REBOOTS),
         },
         Scenario {
             name: "all cards work after their drivers were unloaded and loaded 20 times",
@@ -68,14 +68,14 @@ fn end(l1: &Host, guest: Guest<'_>) -> Result<()> {
     Ok(())
 }
 
-fn work_through_reboots(l1: &Host) -> Result<()> {
+pub(in crate::scenarios) fn work_through_reboots(l1: &Host, reboots: usize) -> Result<()> {
     let before = l1.bindings()?;
     let mut guest = start(l1, None)?;
-    for boot in 0..=REBOOTS {
+    for boot in 0..=reboots {
         guest.wait_for("LAB-L2 init")?;
         let said = guest.wait_for("== used")?;
         expect_all_work(l1, &said)?;
-        if boot < REBOOTS {
+        if boot < reboots {
             guest.type_in("reboot\n")?;
         }
     }
