@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::vf::number_after;
 use super::{Scenario, expect};
 use crate::cards::{Cards, Machine};
@@ -16,6 +18,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             machine,
             limit: Duration::from_secs(150),
             run: relocated_tables,
+        },
+        Scenario {
+            name: "accesses beside an MSI-X table are counted, and are none once the table has been moved",
+            machine,
+            limit: Duration::from_secs(120),
+            run: beside_tables,
         },
         Scenario {
             name: "a card works with every access to its registers trapped",
@@ -70,6 +78,32 @@ fn relocated_tables(l1: &Host) -> Result<()> {
     expect(console.contains("3 packets received"), "ping 3/3")?;
     let sum = l1.disk("d0").md5(0..RANDOM_BYTES)?;
     expect(console.contains(&sum), "the disk has its content")
+}
+
+/// No card of QEMU's has anything there; but a guest can read it. The function's slot, the line of the BAR in `resource`, the offset
+/// in it. Without drivers, whose BARs the kernel shows to nobody else.
+const BESIDE: &str = "beside() { setpci -s $1.0 COMMAND=2; set -- $1 $(sed -n $2p /sys/bus/pci/devices/0000:00:0$1.0/resource) $3; \
+    for i in $(seq 20); do busybox devmem $(($2 + $5)) 32 > /dev/null || exit; done; }; \
+    beside 1 1 0x2800; beside 2 4 0x800";
+
+fn beside_tables(l1: &Host) -> Result<()> {
+    let run =
+        "run --memory 256M --vfio 01:00.0,msix=relocate --vfio 02:00.0 --stats /run/stats.json";
+    let guest = l1
+        .viaduct(run)
+        .kernel_words("modprobe.blacklist=nvme,e1000e");
+    guest.script(BESIDE).start()?.succeeds()?;
+    let stats: Value = serde_json::from_str(&l1.sh("cat /run/stats.json")?).unwrap_or_default();
+    let counted = |device: usize| stats["devices"][device]["accesses_beside_msix"].as_u64();
+    let (moved, in_place) = (counted(0), counted(1));
+    expect(
+        in_place == Some(20),
+        &format!("20 accesses are counted, not {in_place:?}"),
+    )?;
+    expect(
+        moved == Some(0),
+        &format!("where the table was none is, not {moved:?}"),
+    )
 }
 
 fn trapped(l1: &Host) -> Result<()> {

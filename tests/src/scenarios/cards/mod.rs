@@ -4,8 +4,10 @@
 mod abuse;
 mod alone;
 mod lines;
+mod sleep;
 mod table;
 mod together;
+mod untried;
 
 use super::{Scenario, expect};
 use crate::disks::RANDOM_BYTES;
@@ -21,8 +23,10 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     [
         alone::scenarios(),
         lines::scenarios(),
+        sleep::scenarios(),
         together::scenarios(),
         abuse::scenarios(),
+        untried::scenarios(),
     ]
     .into_iter()
     .flatten()

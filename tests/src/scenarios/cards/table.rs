@@ -43,6 +43,7 @@ pub(crate) struct Card {
     pub(super) plug: &'static str,
 }
 
+pub(crate) const IGB: usize = 0;
 pub(crate) const VF: usize = 1;
 pub(crate) const E1000E: usize = 2;
 pub(crate) const RTL8139: usize = 3;
