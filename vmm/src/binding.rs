@@ -3,7 +3,7 @@
 use std::{error::Error, process::ExitCode};
 
 use devices::pci::Bdf;
-use vfio::host::{BindOptions, DeviceError, Host, Outcome, ResolveError};
+use vfio::host::{BindOptions, Host, Outcome, Planned, ResolveError, Unbound};
 
 use crate::{
     cli::binding::{BindArgs, RestoreArgs, UnbindArgs},
@@ -16,24 +16,27 @@ pub type Ended = Result<ExitCode, Box<dyn Error>>;
 /// `viaduct bind DEV...`
 pub fn bind(args: &BindArgs) -> Ended {
     let host = Host::new();
-    let devices = resolve(&host, &args.devices)?;
+    let devices = named(&host, &args.devices, args.group)?;
     let options = BindOptions {
         force: args.force,
+        driver: args.driver.clone(),
         guest: None,
     };
     if args.dry_run {
-        host.check_take(&devices, &options)?;
-        host.plan(&devices)
-            .iter()
-            .for_each(|step| println!("{step}"));
+        let steps = host.plan_bind(&devices, &options)?;
+        steps.iter().for_each(|step| println!("{step}"));
         return Ok(ExitCode::SUCCESS);
     }
     // A signal in the middle would leave a device between two drivers.
-    let before = drivers(&host, &devices)?;
     let _held = Signals::block()?;
+    let before: Vec<_> = devices
+        .iter()
+        .map(|&device| host.driver_of(device))
+        .collect();
     host.bind(&devices, &options)?;
-    for (device, before) in devices.iter().zip(before) {
-        report(&host, *device, before)?;
+    for (&device, before) in devices.iter().zip(before) {
+        let now = host.driver_of(device);
+        println!("{device}: {}", moved(before.as_deref(), now.as_deref()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -41,21 +44,35 @@ pub fn bind(args: &BindArgs) -> Ended {
 /// `viaduct unbind DEV...`
 pub fn unbind(args: &UnbindArgs) -> Ended {
     let host = Host::new();
-    let devices = resolve(&host, &args.devices)?;
-    let _held = Signals::block()?;
-    // One by one, so that what was done before an error is told.
-    for device in devices {
-        let before = host.device(device)?.driver;
-        host.unbind(&[device], args.driver.as_deref())?;
-        report(&host, device, before)?;
+    let devices = named(&host, &args.devices, args.group)?;
+    let driver = args.driver.as_deref();
+    if args.dry_run {
+        return Ok(print_plans(&host.plan_unbind(&devices, driver)?));
     }
-    Ok(ExitCode::SUCCESS)
+    let _held = Signals::block()?;
+    let mut failed = false;
+    for Unbound { device, moved: how } in host.unbind(&devices, driver)? {
+        match how {
+            Ok((before, now)) => {
+                println!("{device}: {}", moved(before.as_deref(), now.as_deref()));
+            }
+            Err(error) => {
+                eprintln!("viaduct: {error}");
+                failed = true;
+            }
+        }
+    }
+    Ok(status(failed))
 }
 
 /// `viaduct restore`
-pub fn restore(_: &RestoreArgs) -> Ended {
+pub fn restore(args: &RestoreArgs) -> Ended {
+    let host = Host::new();
+    if args.dry_run {
+        return Ok(print_plans(&host.plan_restore()?));
+    }
     let _held = Signals::block()?;
-    let restored = Host::new().restore()?;
+    let restored = host.restore()?;
     if restored.is_empty() {
         println!("nothing to restore: every driver is where it was");
     }
@@ -63,23 +80,30 @@ pub fn restore(_: &RestoreArgs) -> Ended {
     let failed = restored
         .iter()
         .any(|device| matches!(device.outcome, Outcome::Failed(_)));
-    Ok(if failed {
+    Ok(status(failed))
+}
+
+fn status(failed: bool) -> ExitCode {
+    if failed {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
-    })
+    }
 }
 
-fn drivers(host: &Host, devices: &[Bdf]) -> Result<Vec<Option<String>>, DeviceError> {
-    let drivers = devices.iter().map(|device| host.device(*device));
-    drivers.map(|facts| Ok(facts?.driver)).collect()
-}
-
-/// Prints where the device was and where it is.
-fn report(host: &Host, device: Bdf, before: Option<String>) -> Result<(), DeviceError> {
-    let now = host.device(device)?.driver;
-    println!("{device}: {}", moved(before.as_deref(), now.as_deref()));
-    Ok(())
+/// Commands on stdout, which can be given to a shell; on stderr, what keeps devices where they are.
+fn print_plans(plans: &[Planned]) -> ExitCode {
+    let mut failed = false;
+    for Planned { commands, .. } in plans {
+        match commands {
+            Ok(commands) => commands.iter().for_each(|command| println!("{command}")),
+            Err(error) => {
+                eprintln!("viaduct: {error}");
+                failed = true;
+            }
+        }
+    }
+    status(failed)
 }
 
 fn moved(before: Option<&str>, now: Option<&str>) -> String {
@@ -92,6 +116,14 @@ fn moved(before: Option<&str>, now: Option<&str>) -> String {
 
 pub(crate) fn resolve(host: &Host, names: &[String]) -> Result<Vec<Bdf>, ResolveError> {
     names.iter().map(|name| host.resolve(name)).collect()
+}
+
+fn named(host: &Host, names: &[String], groups: bool) -> Result<Vec<Bdf>, Box<dyn Error>> {
+    let devices = resolve(host, names)?;
+    if groups {
+        return Ok(host.whole_groups(&devices)?);
+    }
+    Ok(devices)
 }
 
 #[cfg(test)]

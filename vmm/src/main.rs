@@ -6,6 +6,9 @@ use clap::Parser;
 use vmm::cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    if let Some(served) = vfio::host::serve_attributes() {
+        return served;
+    }
     let cli = Cli::parse();
     start_log(cli.verbose);
     let ended = match cli.command {

@@ -64,8 +64,16 @@ const WRONG_ARGUMENTS: &[(&str, i32, &[&str])] = &[
         &["'3:10' is not a PCI address", "03:10.3"],
     ),
     ("--vfio nonesuch", 1, &["'nonesuch' is neither", "eth0"]),
-    ("--vfio 00:04.0", 1, &["0000:00:04.0: is a bridge", "viaduct list"]),
-    ("--vfio 04:00.0", 1, &["0000:04:00.0: is a bridge", "viaduct list"]),
+    (
+        "--vfio 00:04.0",
+        1,
+        &["0000:00:04.0: is a bridge", "viaduct list"],
+    ),
+    (
+        "--vfio 04:00.0",
+        1,
+        &["0000:04:00.0: is a bridge", "viaduct list"],
+    ),
     (
         "--vfio 05:01.0",
         1,

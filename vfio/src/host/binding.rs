@@ -1,4 +1,4 @@
-//! Taking devices for a guest and giving them back; `viaduct bind` and `unbind`.
+//! Taking devices for a guest and giving them back; `viaduct bind`.
 //!
 //! Order: everything that can be checked is checked before anything is changed; the journal is locked; each device's past is on
 //! disk before its first step, and forgotten after its last.
@@ -6,9 +6,10 @@
 use devices::pci::Bdf;
 
 use super::{
-    BindingError, Device, Host, StepError, is_vfio,
+    BindingError, Host, StepError, is_vfio,
     journal::{Entry, Journal, Owner},
     steps::{Step, VFIO_PCI},
+    unique,
 };
 
 /// How to take devices.
@@ -18,6 +19,8 @@ pub struct BindOptions {
     pub force: bool,
     /// What the guest is called, for those who find its devices in use.
     pub guest: Option<String>,
+    /// Which driver of VFIO's; without, the one made for the device, or else vfio-pci.
+    pub driver: Option<String>,
 }
 
 /// Devices that are this process's to give to a guest, until they are given back.
@@ -67,7 +70,7 @@ impl Host {
         self.check_take(&devices, options)?;
         self.load_vfio(&devices)?;
         let owner = self.this_process(options.guest.clone());
-        let displaced = self.displace_all(&devices, Some(&owner))?;
+        let displaced = self.displace_all(&devices, options, Some(&owner))?;
         Ok(Taken {
             host: self.clone(),
             displaced,
@@ -77,89 +80,16 @@ impl Host {
     /// Binds devices to vfio-pci until they are unbound or restored.
     pub fn bind(&self, devices: &[Bdf], options: &BindOptions) -> Result<(), BindingError> {
         let devices = unique(devices);
-        for &device in &devices {
-            self.check_one(device, options)?;
-        }
+        self.check_bind(&devices, options)?;
         self.load_vfio(&devices)?;
-        self.displace_all(&devices, None).map(drop)
-    }
-
-    /// The steps of [`Host::take`] and [`Host::bind`], as commands that someone could type.
-    pub fn plan(&self, devices: &[Bdf]) -> Vec<String> {
-        let steps = unique(devices)
-            .into_iter()
-            .flat_map(|d| self.steps_to_vfio(d));
-        let mut commands: Vec<String> = steps.map(|step| step.to_string()).collect();
-        if !commands.is_empty() && !self.has_vfio() {
-            commands.insert(0, format!("modprobe {VFIO_PCI}"));
-        }
-        commands
-    }
-
-    /// Gives devices back to the driver they had before we bound them, or to `driver`, or, where neither is known, to whichever
-    /// driver wants them.
-    pub fn unbind(&self, devices: &[Bdf], driver: Option<&str>) -> Result<(), BindingError> {
-        let mut journal = Journal::lock(self)?;
-        unique(devices).into_iter().try_for_each(|device| {
-            let facts = self.device(device)?;
-            self.refuse_if_held(&facts, &journal)?;
-            match (driver, journal.get(device).cloned()) {
-                (Some(driver), before) => self.move_to(&mut journal, &facts, driver, before),
-                (None, Some(before)) => self.put_back(&mut journal, device, &before),
-                (None, None) => Ok(self.release(device)?),
-            }
-        })
-    }
-
-    /// From vfio-pci to whichever driver wants it: there is no record of where it was.
-    fn release(&self, device: Bdf) -> Result<(), StepError> {
-        let now = self.driver_of(device);
-        if now.as_deref().is_some_and(|driver| !is_vfio(driver)) {
-            return Ok(());
-        }
-        let mut steps = vec![Step::Override(device, None)];
-        steps.extend(now.map(|driver| Step::Unbind(device, driver)));
-        steps.push(Step::Probe(device));
-        self.perform(&steps)
-    }
-
-    fn move_to(
-        &self,
-        journal: &mut Journal<'_>,
-        device: &Device,
-        driver: &str,
-        before: Option<Entry>,
-    ) -> Result<(), BindingError> {
-        let bdf = device.bdf;
-        if device.driver.as_deref() == Some(driver) {
-            return Ok(journal.forget(bdf)?);
-        }
-        if device.driver.as_deref().is_some_and(|now| !is_vfio(now)) {
-            self.refuse_if_dangerous(device)?;
-        }
-        let before = match before {
-            Some(before) => before,
-            None => Entry {
-                driver: device.driver.clone(),
-                driver_override: self.driver_override(bdf)?,
-                owner: None,
-            },
-        };
-        journal.record(bdf, before)?;
-        let mut steps = vec![Step::Override(bdf, Some(driver.to_owned()))];
-        steps.extend(device.driver.clone().map(|now| Step::Unbind(bdf, now)));
-        steps.push(Step::Bind(bdf, driver.to_owned()));
-        // The reservation was for the match only: `driver` keeps the device without it.
-        steps.push(Step::Override(bdf, None));
-        self.perform(&steps)?;
-        self.expect_driver(bdf, driver)?;
-        Ok(journal.forget(bdf)?)
+        self.displace_all(&devices, options, None).map(drop)
     }
 
     /// All of them, or none. Returns what was displaced.
     fn displace_all(
         &self,
         devices: &[Bdf],
+        options: &BindOptions,
         owner: Option<&Owner>,
     ) -> Result<Vec<(Bdf, Entry)>, BindingError> {
         if devices.is_empty() {
@@ -168,11 +98,11 @@ impl Host {
         }
         let mut journal = Journal::lock(self)?;
         for &device in devices {
-            self.refuse_if_owned(device, &journal)?;
+            self.refuse_if_owned(device, journal.get(device))?;
         }
         let mut displaced = Vec::new();
         for &device in devices {
-            match self.displace(&mut journal, device, owner) {
+            match self.displace(&mut journal, device, options, owner) {
                 Ok(entry) => displaced.extend(entry.map(|entry| (device, entry))),
                 Err(error) => {
                     self.roll_back(&mut journal, device, &displaced, &error);
@@ -187,30 +117,43 @@ impl Host {
     fn past_of(
         &self,
         device: Bdf,
-        journal: &Journal<'_>,
+        before: Option<&Entry>,
+        options: &BindOptions,
         owner: Option<&Owner>,
     ) -> Result<Option<Entry>, StepError> {
-        let driver = self.driver_of(device);
-        let on_vfio = driver.as_deref().is_some_and(is_vfio);
-        let owner = owner.cloned();
-        let entry = match journal.get(device) {
-            None if on_vfio => return Ok(None),
+        let stays = self.stays_on_vfio(device, options.driver.as_deref());
+        let entry = match before {
+            None if stays => return Ok(None),
             // Bound for good by `viaduct bind`: it stays bound.
-            Some(before) if on_vfio && before.owner.is_none() => return Ok(None),
-            None => Entry {
-                driver_override: self.driver_override(device)?,
-                driver,
-                owner,
-            },
+            Some(before) if stays && before.owner.is_none() => return Ok(None),
+            None => self.entry_of(device, owner)?,
             // Left by someone who died. Where it goes back to is what they wrote down, unless somebody has given it a driver
             // since, or they had not got as far as taking it from one.
-            Some(before) => Entry {
-                driver: driver.filter(|_| !on_vfio).or(before.driver.clone()),
-                driver_override: before.driver_override.clone(),
-                owner,
-            },
+            Some(before) => {
+                let now = self.driver_of(device).filter(|driver| !is_vfio(driver));
+                let module = now.as_deref().and_then(|driver| self.module_of(driver));
+                Entry {
+                    module: module.or(before.module.clone()),
+                    driver: now.or(before.driver.clone()),
+                    owner: owner.cloned(),
+                    to: None,
+                    ..before.clone()
+                }
+            }
         };
         Ok(Some(entry))
+    }
+
+    /// Where the device is now.
+    pub(super) fn entry_of(&self, device: Bdf, owner: Option<&Owner>) -> Result<Entry, StepError> {
+        let driver = self.driver_of(device);
+        Ok(Entry {
+            module: driver.as_deref().and_then(|driver| self.module_of(driver)),
+            driver,
+            driver_override: self.driver_override(device)?,
+            owner: owner.cloned(),
+            to: None,
+        })
     }
 
     /// To vfio-pci, with its past on disk. Nothing is returned, nor written, of what was there and stays there.
@@ -218,20 +161,44 @@ impl Host {
         &self,
         journal: &mut Journal<'_>,
         device: Bdf,
+        options: &BindOptions,
         owner: Option<&Owner>,
     ) -> Result<Option<Entry>, BindingError> {
-        let Some(entry) = self.past_of(device, journal, owner)? else {
+        let before = journal.get(device);
+        let Some(entry) = self.past_of(device, before, options, owner)? else {
             return Ok(None);
         };
         journal.record(device, entry.clone())?;
-        let steps = self.steps_to_vfio(device);
-        if !steps.is_empty() {
-            self.perform(&steps)?;
-            self.expect_driver(device, VFIO_PCI)?;
+        let asked = options.driver.as_deref();
+        if !self.stays_on_vfio(device, asked) {
+            let driver = self.hand_to_vfio(device, asked)?;
             let from = entry.driver.as_deref().unwrap_or("no driver");
-            log::info!("{device}: taken from {from}, bound to {VFIO_PCI}");
+            log::info!("{device}: taken from {from}, bound to {driver}");
         }
         Ok(Some(entry))
+    }
+
+    /// To the driver that was asked for, or to the best one that takes it. Returns which.
+    fn hand_to_vfio(&self, device: Bdf, asked: Option<&str>) -> Result<String, StepError> {
+        if let Some(driver) = asked {
+            return self.bring_to(device, driver);
+        }
+        let best = self.best_vfio_driver(device);
+        match self.bring_to(device, &best) {
+            Err(error @ (StepError::Refused { .. } | StepError::NotBound { .. }))
+                if best != VFIO_PCI =>
+            {
+                log::warn!("{error}\n  it gets {VFIO_PCI} instead");
+                self.bring_to(device, VFIO_PCI)
+            }
+            result => result,
+        }
+    }
+
+    fn bring_to(&self, device: Bdf, driver: &str) -> Result<String, StepError> {
+        self.perform(&self.steps_to(device, driver))?;
+        self.expect_driver(device, driver)?;
+        Ok(driver.to_owned())
     }
 
     /// After `failed` could not be displaced: it, and those before it, go back.
@@ -280,6 +247,7 @@ impl Host {
     ) -> Result<(), BindingError> {
         if self.pci_dir(device).exists() {
             let steps = self.steps_back(device, before)?;
+            self.ensure_past_driver(before, &steps);
             self.perform(&steps)?;
             let bound = steps.iter().find_map(|step| match step {
                 Step::Bind(_, driver) => Some(driver),
@@ -292,14 +260,4 @@ impl Host {
         }
         Ok(journal.forget(device)?)
     }
-}
-
-fn unique(devices: &[Bdf]) -> Vec<Bdf> {
-    let mut seen = Vec::new();
-    for &device in devices {
-        if !seen.contains(&device) {
-            seen.push(device);
-        }
-    }
-    seen
 }

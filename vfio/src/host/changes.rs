@@ -3,16 +3,19 @@
 //! They are behind a trait so that a test can make the process "die" before or after any one of them.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
 };
+
+use super::attributes::{Attributes, Recorded, Server};
 
 /// Everything that binding changes on a host.
 pub(super) trait Changes: Send + Sync {
-    /// Writes an attribute, in one write.
-    fn write(&self, attribute: &Path, text: &str) -> io::Result<()>;
+    /// Who reads and writes the attributes; who holds `lock` until done, where it is given.
+    fn attributes(self: Arc<Self>, lock: Option<&File>) -> io::Result<Box<dyn Attributes>>;
     /// Replaces a file as a whole: after a crash there is the old one or the new one, and once this returns the new one.
     fn replace(&self, file: &Path, contents: &[u8]) -> io::Result<()>;
     /// Loads a module and what it depends on. The error's text is what the loader said.
@@ -21,28 +24,29 @@ pub(super) trait Changes: Send + Sync {
     fn load_for(&self, modalias: &str) -> io::Result<()>;
 }
 
-/// The kernel that runs.
+/// The kernel that runs, or one that was recorded as directories, for which no process is started.
 pub(super) struct Running {
     modprobe: Option<PathBuf>,
 }
 
 impl Running {
-    pub(super) fn with_modprobe() -> Self {
+    pub(super) fn live() -> Self {
         Self {
             modprobe: Some("/sbin/modprobe".into()),
         }
     }
 
-    pub(super) fn without_modprobe() -> Self {
+    pub(super) fn recorded() -> Self {
         Self { modprobe: None }
     }
 }
 
 impl Changes for Running {
-    fn write(&self, attribute: &Path, text: &str) -> io::Result<()> {
-        // Neither created nor truncated: an attribute that is not there is an error, not a new file.
-        let mut file = OpenOptions::new().write(true).open(attribute)?;
-        file.write_all(text.as_bytes())
+    fn attributes(self: Arc<Self>, lock: Option<&File>) -> io::Result<Box<dyn Attributes>> {
+        if self.modprobe.is_none() {
+            return Ok(Box::new(Recorded));
+        }
+        Ok(Box::new(Server::start(lock)?))
     }
 
     fn replace(&self, file: &Path, contents: &[u8]) -> io::Result<()> {
@@ -90,21 +94,10 @@ mod tests {
     fn a_replaced_file_has_only_the_new_contents() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("bindings.json");
-        let changes = Running::without_modprobe();
+        let changes = Running::recorded();
         changes.replace(&file, b"a longer first version").unwrap();
         changes.replace(&file, b"second").unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"second");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn writing_an_attribute_that_is_not_there_makes_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let attribute = dir.path().join("driver_override");
-        let error = Running::without_modprobe()
-            .write(&attribute, "x")
-            .unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(!attribute.exists());
     }
 }

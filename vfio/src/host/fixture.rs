@@ -1,9 +1,11 @@
 //! For tests: a machine in a temporary directory whose kernel binds and unbinds as the real one does, and can stop at any step.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    sync::mpsc,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -17,8 +19,9 @@ use tempfile::TempDir;
 
 use super::{
     Host, Roots,
+    attributes::{Answer, Attributes, Request},
     changes::{Changes, Running},
-    sysfs,
+    is_vfio, sysfs,
 };
 
 /// A function of the machine, to be placed with [`Fixture::add`].
@@ -176,6 +179,7 @@ impl Fixture {
             sys: self.path("sys"),
             dev: self.path("dev"),
             proc: self.path("proc"),
+            lib: self.path("lib"),
             run: self.path("run"),
         };
         Host::with_changes(roots, self.kernel.clone())
@@ -233,6 +237,8 @@ pub(super) struct FakeKernel {
     pub(super) refuses: AtomicBool,
     /// The driver of physical functions makes no more than these.
     pub(super) most_functions: AtomicU32,
+    /// Drivers of its kind do.
+    pub(super) refuses_variants: AtomicBool,
 }
 
 impl FakeKernel {
@@ -245,6 +251,7 @@ impl FakeKernel {
             sleeps: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
             most_functions: AtomicU32::new(u32::MAX),
+            refuses_variants: AtomicBool::new(false),
         }
     }
 
@@ -295,7 +302,12 @@ impl FakeKernel {
         if link.exists() || !self.matches(device, driver) {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
-        if driver == "vfio-pci" && self.refuses.load(Ordering::SeqCst) {
+        let refuses = match driver {
+            "vfio-pci" => &self.refuses,
+            driver if is_vfio(driver) => &self.refuses_variants,
+            _ => &AtomicBool::new(false),
+        };
+        if refuses.load(Ordering::SeqCst) {
             return Ok(());
         }
         symlink(self.sys.join("bus/pci/drivers").join(driver), link)
@@ -353,7 +365,29 @@ impl FakeKernel {
     }
 }
 
-impl Changes for FakeKernel {
+/// A process that the kernel can put to sleep.
+struct Process(Arc<FakeKernel>);
+
+impl Attributes for Process {
+    fn access(&mut self, request: Request, patience: Duration) -> Answer {
+        let (done, waiting) = mpsc::sync_channel(1);
+        let kernel = self.0.clone();
+        thread::spawn(move || {
+            let Request { attribute, text } = request;
+            let came = match text {
+                Some(text) => kernel.write(&attribute, &text).map(|()| String::new()),
+                None => fs::read_to_string(&attribute),
+            };
+            let _nobody_may_wait_any_more = done.send(came);
+        });
+        let pid = std::process::id();
+        waiting
+            .recv_timeout(patience)
+            .map_or(Answer::Sleeps { pid }, Answer::Came)
+    }
+}
+
+impl FakeKernel {
     fn write(&self, attribute: &Path, text: &str) -> io::Result<()> {
         let path = attribute.strip_prefix(self.sys.join("bus/pci")).unwrap();
         let parts: Vec<&str> = path.iter().map(|part| part.to_str().unwrap()).collect();
@@ -377,19 +411,27 @@ impl Changes for FakeKernel {
             _ => panic!("no such attribute: {}", attribute.display()),
         })
     }
+}
+
+impl Changes for FakeKernel {
+    fn attributes(self: Arc<Self>, _: Option<&File>) -> io::Result<Box<dyn Attributes>> {
+        Ok(Box::new(Process(self)))
+    }
 
     fn load_for(&self, modalias: &str) -> io::Result<()> {
         Err(io::Error::other(format!("Module {modalias} not found.")))
     }
 
     fn replace(&self, file: &Path, contents: &[u8]) -> io::Result<()> {
-        self.step(|| Running::without_modprobe().replace(file, contents))
+        self.step(|| Running::recorded().replace(file, contents))
     }
 
     fn load_module(&self, name: &str) -> io::Result<()> {
         // The modules on this machine's disk.
-        if self.sys.join("modules").join(name).exists() {
-            return fs::create_dir_all(self.sys.join("bus/pci/drivers").join(name));
+        if let Some(driver) = sysfs::text(&self.sys.join("modules").join(name)) {
+            // A file that says nothing has a driver of its own name.
+            let driver = if driver.is_empty() { name } else { &driver };
+            return fs::create_dir_all(self.sys.join("bus/pci/drivers").join(driver));
         }
         Err(io::Error::other(format!("Module {name} not found.")))
     }

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use devices::pci::Bdf;
 
-use super::{DeviceError, Host, NoIommu, is_vfio, short, sysfs};
+use super::{DeviceError, Host, NoIommu, is_vfio, short, sysfs, unique};
 
 /// An IOMMU group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +144,16 @@ impl GroupNotViable {
 }
 
 impl Host {
+    /// These devices, and all others of their groups that a guest can have.
+    pub fn whole_groups(&self, devices: &[Bdf]) -> Result<Vec<Bdf>, GroupError> {
+        let mut all = devices.to_vec();
+        for &device in devices {
+            let group = self.group_of(device)?;
+            all.extend(group.members.iter().filter_map(Member::function));
+        }
+        Ok(unique(&all))
+    }
+
     /// Who is in a group.
     pub fn group(&self, number: u32) -> Group {
         let names = self.member_names(number).into_iter();

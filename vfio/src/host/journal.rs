@@ -64,6 +64,12 @@ pub(super) struct Entry {
     pub(super) driver: Option<String>,
     /// The driver it was reserved for.
     pub(super) driver_override: Option<String>,
+    /// The module that driver is in.
+    #[serde(default)]
+    pub(super) module: Option<String>,
+    /// The driver that it is on the way to by somebody's wish, where it stays once it is there.
+    #[serde(default)]
+    pub(super) to: Option<String>,
     /// The process that gives it back when it ends; none after `viaduct bind`.
     pub(super) owner: Option<Owner>,
 }
@@ -90,8 +96,7 @@ const VERSION: u32 = 1;
 pub(super) struct Journal<'a> {
     host: &'a Host,
     entries: BTreeMap<Bdf, Entry>,
-    // Closing it releases the lock.
-    _lock: File,
+    lock: File,
 }
 
 impl<'a> Journal<'a> {
@@ -99,10 +104,15 @@ impl<'a> Journal<'a> {
     pub(super) fn lock(host: &'a Host) -> Result<Self, JournalError> {
         let lock = host.lock_bindings()?;
         let entries = host.journal_entries()?;
+        let shared = lock.try_clone().map_err(|cause| JournalError::Io {
+            file: host.journal_file(),
+            cause,
+        })?;
+        host.begin_session(shared);
         Ok(Self {
             host,
             entries,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -147,12 +157,20 @@ impl<'a> Journal<'a> {
     }
 }
 
+impl Drop for Journal<'_> {
+    fn drop(&mut self) {
+        self.host.end_session();
+        // Closing it would not do, where a process was left behind that holds it as well.
+        let _closing_it_does_then = self.lock.unlock();
+    }
+}
+
 impl Host {
     fn journal_file(&self) -> PathBuf {
         self.roots.run.join("viaduct/bindings.json")
     }
 
-    fn journal_entries(&self) -> Result<BTreeMap<Bdf, Entry>, JournalError> {
+    pub(super) fn journal_entries(&self) -> Result<BTreeMap<Bdf, Entry>, JournalError> {
         let file = self.journal_file();
         let text = match fs::read(&file) {
             Ok(text) => text,

@@ -8,6 +8,7 @@
 //! A device is taken by `driver_override`, never by `new_id`: that one would catch every device with the same ID. What was
 //! there before is on disk before the first change.
 
+mod attributes;
 mod binding;
 mod changes;
 mod danger;
@@ -24,24 +25,33 @@ mod line;
 mod mac;
 mod mediated;
 mod netlink;
+mod plan;
 #[cfg(any(test, feature = "testing"))]
 pub mod recorded;
 mod refusals;
 mod resolve;
 mod restore;
+mod session;
 pub mod sriov;
 mod steps;
 mod sysfs;
+mod unbinding;
+mod variants;
 
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use devices::pci::Bdf;
 
+pub use attributes::serve_attributes;
 pub use binding::{BindOptions, Taken};
 pub use danger::Danger;
 pub use device::{Device, DeviceError, NetInterface, Sriov};
@@ -56,10 +66,12 @@ pub use line::InterruptLine;
 pub use mac::{Mac, MacParseError};
 pub use mediated::MediatedError;
 pub use netlink::NetlinkError;
+pub use plan::Planned;
 pub use refusals::BindingError;
 pub use resolve::ResolveError;
 pub use restore::{Outcome, Restored};
 pub use steps::StepError;
+pub use unbinding::Unbound;
 
 /// Where the kernel's file systems are. Tests and recorded machines put them elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +82,8 @@ pub struct Roots {
     pub dev: PathBuf,
     /// procfs.
     pub proc: PathBuf,
+    /// What the system's packages installed; the kernel's modules are in `modules/` below it.
+    pub lib: PathBuf,
     /// What does not outlive the boot; the journal is in `viaduct/` below it.
     pub run: PathBuf,
 }
@@ -80,6 +94,7 @@ impl Default for Roots {
             sys: "/sys".into(),
             dev: "/dev".into(),
             proc: "/proc".into(),
+            lib: "/lib".into(),
             run: "/run".into(),
         }
     }
@@ -91,6 +106,7 @@ pub struct Host {
     roots: Roots,
     changes: Arc<dyn changes::Changes>,
     links: Arc<dyn netlink::Links>,
+    session: Arc<Mutex<session::Session>>,
     /// How long a write that binds or unbinds may take, and how long to wait for another viaduct's lock.
     patience: Duration,
 }
@@ -102,9 +118,9 @@ impl Default for Host {
 }
 
 impl Host {
-    /// This machine.
+    /// This machine. The program calls [`serve_attributes`] before it does anything else.
     pub fn new() -> Self {
-        let changes = Arc::new(changes::Running::with_modprobe());
+        let changes = Arc::new(changes::Running::live());
         Self {
             links: Arc::new(netlink::Running),
             ..Self::with_changes(Roots::default(), changes)
@@ -113,7 +129,7 @@ impl Host {
 
     /// A machine recorded as directories. No module is ever loaded for it.
     pub fn at(roots: Roots) -> Self {
-        Self::with_changes(roots, Arc::new(changes::Running::without_modprobe()))
+        Self::with_changes(roots, Arc::new(changes::Running::recorded()))
     }
 
     fn with_changes(roots: Roots, changes: Arc<dyn changes::Changes>) -> Self {
@@ -123,6 +139,7 @@ impl Host {
             roots,
             changes,
             links: Arc::new(netlink::Recorded),
+            session: Arc::default(),
             patience,
         }
     }
@@ -149,7 +166,7 @@ impl Host {
     }
 
     /// The driver that has the function now.
-    fn driver_of(&self, device: Bdf) -> Option<String> {
+    pub fn driver_of(&self, device: Bdf) -> Option<String> {
         sysfs::link_name(&self.pci_dir(device).join("driver"))
     }
 }
@@ -159,6 +176,17 @@ pub fn short(device: Bdf) -> String {
     let long = device.to_string();
     long.strip_prefix("0000:")
         .map_or(long.clone(), String::from)
+}
+
+/// Each once, in the order of their first naming.
+fn unique(devices: &[Bdf]) -> Vec<Bdf> {
+    let mut seen = Vec::new();
+    for &device in devices {
+        if !seen.contains(&device) {
+            seen.push(device);
+        }
+    }
+    seen
 }
 
 /// Whether `driver` is one that hands its devices to userspace: vfio-pci, or one of its variants (`mlx5_vfio_pci`).

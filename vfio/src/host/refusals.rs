@@ -4,7 +4,7 @@ use devices::pci::Bdf;
 
 use super::{
     BindOptions, Danger, Device, DeviceError, GroupError, Holder, Host, JournalError, StepError,
-    is_vfio, journal::Journal, short, steps::VFIO_PCI,
+    is_vfio, journal::Entry, short, steps::VFIO_PCI,
 };
 
 /// Devices cannot be bound. What had been changed is back as it was, unless the text says otherwise.
@@ -40,6 +40,14 @@ pub enum BindingError {
         device: Bdf,
         /// Who; at least one.
         holders: Vec<Holder>,
+    },
+    /// The driver is not one of VFIO's.
+    #[error(
+        "{driver} does not give devices to userspace\n  to give devices to it:  viaduct unbind DEV --driver {driver}"
+    )]
+    NotVfio {
+        /// Which driver.
+        driver: String,
     },
     /// The kernel cannot give devices to userspace.
     #[error(
@@ -79,7 +87,28 @@ impl Host {
         Ok(())
     }
 
-    pub(super) fn check_one(&self, device: Bdf, options: &BindOptions) -> Result<(), BindingError> {
+    /// What [`Host::bind`] checks before it changes anything. Not that each group is taken whole: one device of it may be bound
+    /// after the other.
+    pub fn check_bind(&self, devices: &[Bdf], options: &BindOptions) -> Result<(), BindingError> {
+        if let Some(driver) = options.driver.as_deref().filter(|driver| !is_vfio(driver)) {
+            let driver = driver.to_owned();
+            return Err(BindingError::NotVfio { driver });
+        }
+        devices
+            .iter()
+            .try_for_each(|&device| self.check_one(device, options))
+    }
+
+    /// That nobody has the groups of these devices open, which are already where a guest can have them.
+    pub fn check_free(&self, devices: &[Bdf]) -> Result<(), BindingError> {
+        for &device in devices {
+            let group = self.group_of(device)?.number;
+            self.refuse_if_held_by(device, self.holders(group))?;
+        }
+        Ok(())
+    }
+
+    fn check_one(&self, device: Bdf, options: &BindOptions) -> Result<(), BindingError> {
         let facts = self.device(device)?;
         if facts.is_bridge() {
             return Err(BindingError::Bridge(device));
@@ -104,11 +133,6 @@ impl Host {
         Err(BindingError::Danger { device, dangers })
     }
 
-    /// Whether vfio-pci is there; [`Host::load_vfio`] can call it.
-    pub(super) fn has_vfio(&self) -> bool {
-        self.driver_dir(VFIO_PCI).exists()
-    }
-
     /// Has the kernel load vfio-pci, if one of `devices` needs it and it is not there.
     pub fn load_vfio(&self, devices: &[Bdf]) -> Result<(), BindingError> {
         let elsewhere = |device: &&Bdf| !self.driver_of(**device).as_deref().is_some_and(is_vfio);
@@ -129,9 +153,9 @@ impl Host {
     pub(super) fn refuse_if_held(
         &self,
         device: &Device,
-        journal: &Journal<'_>,
+        before: Option<&Entry>,
     ) -> Result<(), BindingError> {
-        self.refuse_if_owned(device.bdf, journal)?;
+        self.refuse_if_owned(device.bdf, before)?;
         let on_vfio = device.driver.as_deref().is_some_and(is_vfio);
         let group = device.iommu_group.filter(|_| on_vfio);
         let holders = group.map(|group| self.holders(group)).unwrap_or_default();
@@ -151,9 +175,9 @@ impl Host {
     pub(super) fn refuse_if_owned(
         &self,
         device: Bdf,
-        journal: &Journal<'_>,
+        before: Option<&Entry>,
     ) -> Result<(), BindingError> {
-        match journal.get(device).and_then(|entry| entry.owner.as_ref()) {
+        match before.and_then(|entry| entry.owner.as_ref()) {
             Some(owner) if self.is_alive(owner) => {
                 let holders = vec![self.holder(owner.pid)];
                 Err(BindingError::InUse { device, holders })

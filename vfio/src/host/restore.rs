@@ -68,7 +68,7 @@ impl Host {
     fn restore_one(&self, journal: &mut Journal<'_>, device: Bdf, before: &Entry) -> Outcome {
         let put_back = |journal: &mut Journal<'_>| {
             if let Ok(facts) = self.device(device) {
-                self.refuse_if_held(&facts, journal)?;
+                self.refuse_if_held(&facts, Some(before))?;
             }
             self.put_back(journal, device, before)
         };

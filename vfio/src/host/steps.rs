@@ -1,10 +1,10 @@
 //! The single steps by which a device changes its driver, and in which order they must come.
 
-use std::{fmt, io, sync::mpsc, thread};
+use std::{fmt, io};
 
 use devices::pci::Bdf;
 
-use super::{Holder, Host, is_vfio, journal::Entry, sysfs};
+use super::{Holder, Host, attributes::Request, is_vfio, journal::Entry, sysfs};
 
 /// The driver that devices for guests are bound to.
 pub(super) const VFIO_PCI: &str = "vfio-pci";
@@ -41,7 +41,8 @@ pub enum StepError {
     },
     /// The kernel does not come back from it.
     #[error(
-        "{device}: {what} has not ended after {seconds} s: {}\n  it ends by itself once the device is let go; then:  viaduct restore",
+        "{device}: {what} has not ended after {seconds} s{}: {}\n  it ends by itself once the device is let go; then:  viaduct restore\n  see where it is in the kernel:  cat /proc/{pid}/stack",
+        within(inside.as_deref()),
         waits_for(holders)
     )]
     Sleeps {
@@ -51,14 +52,18 @@ pub enum StepError {
         what: &'static str,
         /// How long we waited.
         seconds: u64,
+        /// The process that does it, which is left behind.
+        pid: u32,
+        /// The kernel's function that it sleeps in.
+        inside: Option<String>,
         /// Who has the device open.
         holders: Vec<Holder>,
     },
-    /// There is no thread to do it in.
+    /// There is no process to do it in.
     #[error(
-        "{device}: {what}: no thread to do it in: {cause}\n  end other processes, or allow more:  ulimit -u"
+        "{device}: {what}: no process to do it in: {cause}\n  end other processes, or allow more:  ulimit -u"
     )]
-    NoThread {
+    NoProcess {
         /// Which device.
         device: Bdf,
         /// What was to be done.
@@ -88,6 +93,10 @@ pub enum StepError {
         /// What the module loader said.
         said: String,
     },
+}
+
+fn within(function: Option<&str>) -> String {
+    function.map_or(String::new(), |name| format!(", in the kernel's {name}"))
 }
 
 fn waits_for(holders: &[Holder]) -> String {
@@ -155,14 +164,11 @@ impl fmt::Display for Step {
 }
 
 impl Host {
-    /// From where the device is now to vfio-pci.
-    pub(super) fn steps_to_vfio(&self, device: Bdf) -> Vec<Step> {
+    /// From where the device is now to a driver of VFIO's.
+    pub(super) fn steps_to(&self, device: Bdf, driver: &str) -> Vec<Step> {
         let now = self.driver_of(device);
-        if now.as_deref().is_some_and(is_vfio) {
-            return Vec::new();
-        }
         // Reserved first: between unbind and probe no other driver may catch it.
-        let mut steps = vec![Step::Override(device, Some(VFIO_PCI.into()))];
+        let mut steps = vec![Step::Override(device, Some(driver.to_owned()))];
         steps.extend(now.map(|driver| Step::Unbind(device, driver)));
         steps.push(Step::Probe(device));
         steps
@@ -172,7 +178,13 @@ impl Host {
     pub(super) fn steps_back(&self, device: Bdf, before: &Entry) -> Result<Vec<Step>, StepError> {
         let now = self.driver_of(device);
         let reserved = self.driver_override(device)?;
-        let ours = reserved.as_deref().is_some_and(is_vfio);
+        if now.is_some() && now == before.to {
+            // It was on its way to another driver, and got there: only the reservation for the way may be left.
+            let left = reserved.filter(|name| Some(name) == now.as_ref());
+            return Ok(Vec::from_iter(left.map(|_| Step::Override(device, None))));
+        }
+        let ours =
+            reserved.as_deref().is_some_and(is_vfio) || reserved.is_some() && reserved == before.to;
         let moves = now != before.driver && now.as_deref().is_none_or(is_vfio);
         if now != before.driver && !moves && !ours {
             // Somebody gave it to a third driver: it is theirs now.
@@ -214,10 +226,11 @@ impl Host {
         if let Step::Bind(_, driver) = step {
             self.ensure_driver(device, driver)?;
         }
-        let attribute = self.roots.sys.join("bus/pci").join(step.attribute());
-        let (changes, text) = (self.changes.clone(), step.text());
-        let write = move || changes.write(&attribute, &text);
-        match self.patiently(device, step.what(), write)? {
+        let request = Request {
+            attribute: self.roots.sys.join("bus/pci").join(step.attribute()),
+            text: Some(step.text()),
+        };
+        match self.access(device, step.what(), request)? {
             Err(cause) if !self.is_done(step) => Err(StepError::Refused {
                 device,
                 what: step.what(),
@@ -239,12 +252,31 @@ impl Host {
 
     /// The driver that the device is reserved for.
     pub(super) fn driver_override(&self, device: Bdf) -> Result<Option<String>, StepError> {
-        let path = self.pci_dir(device).join("driver_override");
-        let text = self.patiently(device, "reading its reservation", move || {
-            sysfs::text(&path)
-        })?;
+        let request = Request {
+            attribute: self.pci_dir(device).join("driver_override"),
+            text: None,
+        };
+        let text = self.access(device, "reading its reservation", request)?;
+        let name = text.unwrap_or_default().trim().to_owned();
         // Empty it reads "(null)".
-        Ok(text.filter(|name| !name.is_empty() && name != "(null)"))
+        Ok(Some(name).filter(|name| !name.is_empty() && name != "(null)"))
+    }
+
+    /// The module that a driver is in, which need not have its name; none for one that is built in.
+    pub(super) fn module_of(&self, driver: &str) -> Option<String> {
+        sysfs::link_name(&self.driver_dir(driver).join("module"))
+    }
+
+    /// The driver that the device had may have been unloaded while it was away: then its module is loaded before the steps that
+    /// want it.
+    pub(super) fn ensure_past_driver(&self, before: &Entry, steps: &[Step]) {
+        let Some(module) = &before.module else { return };
+        let unloaded = |step: &Step| matches!(step, Step::Bind(_, driver) if !self.driver_dir(driver).exists());
+        if steps.iter().any(unloaded)
+            && let Err(error) = self.changes.load_module(module)
+        {
+            log::warn!("{module}: {error}");
+        }
     }
 
     /// A driver may have been unloaded while its device was away.
@@ -263,37 +295,6 @@ impl Host {
             device,
             driver,
             said,
-        })
-    }
-
-    /// Works in a thread of its own: a driver that waits for the users of a device to let go sleeps inside the write, for ever
-    /// if need be, with the device's lock held, and no signal wakes it or those who come to that lock.
-    pub(super) fn patiently<T: Send + 'static>(
-        &self,
-        device: Bdf,
-        what: &'static str,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, StepError> {
-        let (done, waiting) = mpsc::sync_channel(1);
-        let worker = thread::Builder::new().name("binding".into());
-        let spawned = worker.spawn(move || {
-            // When we have given up, nobody wants the result.
-            let _ = done.send(work());
-        });
-        spawned.map_err(|cause| StepError::NoThread {
-            device,
-            what,
-            cause,
-        })?;
-        waiting.recv_timeout(self.patience).map_err(|_| {
-            let group = sysfs::link_name(&self.pci_dir(device).join("iommu_group"));
-            let group = group.and_then(|number| number.parse().ok());
-            StepError::Sleeps {
-                device,
-                what,
-                seconds: self.patience.as_secs(),
-                holders: group.map(|group| self.holders(group)).unwrap_or_default(),
-            }
         })
     }
 

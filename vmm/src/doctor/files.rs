@@ -80,6 +80,7 @@ impl Files {
         Roots {
             sys: below("sys"),
             dev: below("dev"),
+            lib: below("lib"),
             proc: below("proc"),
             run: below("run"),
         }

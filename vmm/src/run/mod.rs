@@ -92,13 +92,15 @@ pub fn run(args: &RunArgs) -> Ended {
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
     let blueprint = Blueprint::draw(config.clone())?;
-    let managed = managed(&args.vfio, &config.assigned);
+    let managed = functions(&args.vfio, &config.assigned, true);
+    let unmanaged = functions(&args.vfio, &config.assigned, false);
     let options = BindOptions {
         force: args.force,
-        guest: None,
+        ..BindOptions::default()
     };
     // All that can be refused is refused before anything is changed.
     host.check_take(&managed, &options)?;
+    host.check_free(&unmanaged)?;
     for assignment in &config.assigned {
         if let Assignable::Mediated(uuid) = &assignment.device {
             host.check_mediated(uuid)?;
@@ -143,10 +145,10 @@ pub fn run(args: &RunArgs) -> Ended {
     Ok(report(&outcome))
 }
 
-/// The functions whose drivers are ours to displace.
-fn managed(args: &[VfioArg], assigned: &[Assignment]) -> Vec<Bdf> {
+/// The functions whose drivers are ours to displace, or those whose are not.
+fn functions(args: &[VfioArg], assigned: &[Assignment], managed: bool) -> Vec<Bdf> {
     let both = args.iter().zip(assigned);
-    both.filter(|(arg, _)| arg.managed)
+    both.filter(|(arg, _)| arg.managed == managed)
         .filter_map(|(_, assignment)| assignment.device.function())
         .collect()
 }

@@ -94,6 +94,7 @@ impl Recorded {
         Roots {
             sys: self.path("sys"),
             dev: self.path("dev"),
+            lib: self.path("lib"),
             proc: self.path("proc"),
             run: self.path("run"),
         }

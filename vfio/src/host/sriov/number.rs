@@ -11,7 +11,7 @@ use std::{
 use devices::pci::Bdf;
 
 use super::{PhysicalFunction, SriovError, VirtualFunction, wait::Announcements};
-use crate::host::{Holder, Host, StepError, journal::Journal, sysfs};
+use crate::host::{Holder, Host, StepError, attributes::Request, journal::Journal, sysfs};
 
 /// How to change the number.
 #[derive(Debug, Clone, Copy, Default)]
@@ -204,11 +204,12 @@ impl Host {
         attribute: &'static str,
         number: u32,
     ) -> Result<io::Result<()>, SriovError> {
-        let path = self.pci_dir(physical).join(attribute);
-        let changes = self.changes.clone();
-        let write = move || changes.write(&path, &number.to_string());
+        let request = Request {
+            attribute: self.pci_dir(physical).join(attribute),
+            text: Some(number.to_string()),
+        };
         let what = "changing the number of its virtual functions";
-        Ok(self.patiently(physical, what, write)?)
+        Ok(self.access(physical, what, request)?.map(drop))
     }
 
     /// How many there are once they are there, each with its driver if it has one.

@@ -18,6 +18,12 @@ fn options() -> BindOptions {
     BindOptions::default()
 }
 
+/// The one device, to that driver or the one before.
+fn unbind(host: &Host, device: Bdf, driver: Option<&str>) -> Result<(), BindingError> {
+    let mut unbound = host.unbind(&[device], driver).unwrap();
+    unbound.remove(0).moved.map(drop)
+}
+
 /// A device on its driver, one without any, one that is reserved for its driver, one that is reserved for another; all in one
 /// group.
 fn four_kinds(fixture: &Fixture) -> Vec<Bdf> {
@@ -160,7 +166,7 @@ fn an_unbind_to_another_driver_that_died_at_any_step_is_undone_or_done() {
         fixture.driver("uio_pci_generic");
         fixture.host().bind(&[device], &options()).unwrap();
         fixture.kernel.die_at(step, true);
-        let _ = fixture.host().unbind(&[device], Some("uio_pci_generic"));
+        let _ = unbind(&fixture.host(), device, Some("uio_pci_generic"));
         if !fixture.kernel.revive() {
             break;
         }
@@ -255,7 +261,7 @@ fn a_living_guests_device_is_not_taken_nor_unbound_nor_restored_and_it_is_named(
     for error in [
         host.take(&[device], &options()).err().unwrap(),
         host.bind(&[device], &options()).err().unwrap(),
-        host.unbind(&[device], None).err().unwrap(),
+        unbind(&host, device, None).err().unwrap(),
     ] {
         assert_eq!(
             error.to_string(),
@@ -431,11 +437,11 @@ fn unbind_gives_back_to_the_first_driver_or_to_the_one_named_or_to_whichever_wan
     fixture.driver("uio_pci_generic");
 
     host.bind(&[device], &options()).unwrap();
-    host.unbind(&[device], None).unwrap();
+    unbind(&host, device, None).unwrap();
     assert_eq!(fixture.driver_of(device).as_deref(), Some("igbvf"));
 
     host.bind(&[device], &options()).unwrap();
-    host.unbind(&[device], Some("uio_pci_generic")).unwrap();
+    unbind(&host, device, Some("uio_pci_generic")).unwrap();
     assert_eq!(
         fixture.driver_of(device).as_deref(),
         Some("uio_pci_generic")
@@ -445,7 +451,7 @@ fn unbind_gives_back_to_the_first_driver_or_to_the_one_named_or_to_whichever_wan
 
     host.bind(&[device], &options()).unwrap();
     fs::remove_file(fixture.path("run/viaduct/bindings.json")).unwrap();
-    host.unbind(&[device], None).unwrap();
+    unbind(&host, device, None).unwrap();
     assert_eq!(fixture.driver_of(device).as_deref(), Some("igbvf"));
 }
 
@@ -455,8 +461,7 @@ fn unbinding_to_a_driver_that_does_not_exist_says_how_to_get_it() {
     let device = fixture.add(function("03:10.3"));
     let host = fixture.host();
     host.bind(&[device], &options()).unwrap();
-    let error = host
-        .unbind(&[device], Some("igbfv"))
+    let error = unbind(&host, device, Some("igbfv"))
         .err()
         .unwrap()
         .to_string();

@@ -295,7 +295,7 @@ fn dangers(prepare: impl Fn(&Fixture)) -> Vec<Danger> {
     assert_eq!(taken.is_err(), !dangers.is_empty());
     let force = BindOptions {
         force: true,
-        guest: None,
+        ..BindOptions::default()
     };
     drop(taken);
     host.take(&[device], &force).unwrap().give_back().unwrap();

@@ -6,3 +6,5 @@ mod function;
 mod mediated;
 mod recorded;
 mod sriov;
+mod unbinding;
+mod variants;
