@@ -206,7 +206,12 @@ fn locked_memory(l1: &Host) -> Result<()> {
         l1,
         &command,
         1,
-        &["524288 KiB", "is 64 KiB", "ulimit -l 524288", "limits.d"],
+        &[
+            "524288 KiB",
+            "is 64 KiB",
+            "prlimit --pid $$ --memlock=536870912",
+            "limits.d",
+        ],
     )?;
     expect(l1.bindings()? == before, "nothing is changed on the host")
 }

@@ -9,9 +9,9 @@ pub enum LimitError {
     /// Memory that devices reach is locked.
     #[error(
         "{need_kib} KiB of memory must be locked for the devices, and the limit of this process is {have_kib} KiB\n  \
-         in this shell, as root:   ulimit -l {need_kib}\n  \
+         in this shell:            sudo prlimit --pid $$ --memlock={}\n  \
          for good:                 echo '{user} - memlock {need_kib}' >> /etc/security/limits.d/viaduct.conf, then log in again\n  \
-         in a systemd unit:        LimitMEMLOCK={need_kib}K"
+         in a systemd unit:        LimitMEMLOCK={need_kib}K", need_kib * 1024
     )]
     Memlock {
         /// What is needed, in KiB, rounded up.
@@ -24,7 +24,7 @@ pub enum LimitError {
     /// Each interrupt of a device is an open file.
     #[error(
         "{need} files must be open for the devices' interrupts, and the limit of this process is {have}\n  \
-         in this shell, as root:   ulimit -n {need}\n  \
+         in this shell:            sudo prlimit --pid $$ --nofile={need}\n  \
          for good:                 echo '{user} - nofile {need}' >> /etc/security/limits.d/viaduct.conf, then log in again\n  \
          in a systemd unit:        LimitNOFILE={need}"
     )]
@@ -58,6 +58,33 @@ pub fn allow_locked(need_bytes: u64) -> Result<(), LimitError> {
         have_kib: have.hard / 1024,
         user: user(),
     })
+}
+
+/// What this process may lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locked {
+    /// What it has locked already, in KiB.
+    pub now_kib: u64,
+    /// How much it may; none where nothing limits it.
+    pub limit_kib: Option<u64>,
+}
+
+/// What this process may lock, and has locked (`VmLck`, which counts what is mapped through VFIO's container, too).
+pub fn locked() -> Locked {
+    let limit = get(libc::RLIMIT_MEMLOCK).ok().map(|limit| limit.soft);
+    let limit = limit.filter(|&limit| limit != libc::RLIM_INFINITY && !locks_without_limit());
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Locked {
+        now_kib: locked_kib(&status).unwrap_or(0),
+        limit_kib: limit.map(|bytes| bytes / 1024),
+    }
+}
+
+fn locked_kib(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmLck:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Makes sure that `need` files may be open, and raises the limit to the highest allowed.
@@ -162,9 +189,18 @@ mod tests {
         };
         let text = error.to_string();
         assert!(text.starts_with("524288 KiB of memory must be locked"));
-        assert!(text.contains("is 64 KiB\n  in this shell, as root:   ulimit -l 524288\n"));
+        assert!(text.contains(
+            "is 64 KiB\n  in this shell:            sudo prlimit --pid $$ --memlock=536870912\n"
+        ));
         assert!(text.contains("'ada - memlock 524288'"));
         assert!(text.ends_with("LimitMEMLOCK=524288K"));
+    }
+
+    #[test]
+    fn what_is_locked_is_read_in_kib() {
+        let status = "VmPeak:\t  5 kB\nVmLck:\t  2048 kB\nVmPin:\t 7 kB\n";
+        assert_eq!(locked_kib(status), Some(2048));
+        assert_eq!(locked_kib("Name:\tx\n"), None);
     }
 
     #[test]

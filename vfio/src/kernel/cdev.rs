@@ -10,10 +10,15 @@ use std::{
 use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
 
 use super::{
+    culprit::{self, busy_by},
+    group,
     ioctl::{self, Request},
-    reset,
+    permission, reset,
 };
-use crate::Assignable;
+use crate::{
+    Assignable,
+    host::{GroupNotViable, Holder},
+};
 
 /// A device cannot be used through its own file.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +42,8 @@ pub enum CdevError {
     },
     /// This user may not open it.
     #[error(
-        "{function}: no permission to open {}\n  run as root, or give it to this user:  sudo chown $USER {}",
-        path.display(), path.display()
+        "{function}: no permission to open {}\n  {}",
+        path.display(), permission::advice(&path.to_string_lossy())
     )]
     NotPermitted {
         /// Its name on the host.
@@ -50,19 +55,20 @@ pub enum CdevError {
     },
     /// It, or a device in its group, belongs to somebody else: another process, or a driver of the host's.
     #[error(
-        "{function}: it, or another device in its IOMMU group, is in use\n  \
-         by another process:          fuser -v {} /dev/vfio/[0-9]*\n  \
-         or by a driver of the host:  for d in /sys/bus/pci/devices/{function}/iommu_group/devices/*; do lspci -nnks ${{d##*/}}; done",
-        path.display()
+        "{function}: it, or another device in its IOMMU group, is {}",
+        busy_by(&path.to_string_lossy(), holders)
     )]
     Busy {
         /// Its name on the host.
         function: Assignable,
         /// Its file.
         path: PathBuf,
-        /// EBUSY: the group has an owner. EINVAL: the device is open.
-        source: io::Error,
+        /// Who; none where that is not for this user to see.
+        holders: Vec<Holder>,
     },
+    /// Drivers of the host have others of its group.
+    #[error(transparent)]
+    Blocked(#[from] GroupNotViable),
     /// The host does not remap interrupts.
     #[error(
         "{function}: cannot be bound to iommufd: most likely this host does not remap interrupts, so a device could forge those of \
@@ -188,17 +194,26 @@ impl Cdev {
         match source.raw_os_error() {
             // vfio_df_open() says EINVAL of a device that is open already, vfio_device_block_group() and
             // iommu_device_claim_dma_owner() EBUSY of one whose group has another owner.
-            Some(libc::EBUSY | libc::EINVAL) => CdevError::Busy {
-                function,
-                path: self.path.clone(),
-                source,
-            },
+            Some(libc::EBUSY | libc::EINVAL) => self.busy(function),
             // iommufd_device_bind() in drivers/iommu/iommufd/device.c
             Some(libc::EPERM) => CdevError::UnsafeInterrupts { function, source },
             _ => CdevError::Failed {
                 function,
                 what: "VFIO_DEVICE_BIND_IOMMUFD",
                 source,
+            },
+        }
+    }
+
+    fn busy(&self, function: Assignable) -> CdevError {
+        match culprit::blockers(std::slice::from_ref(&function)) {
+            Some(why) => why.into(),
+            None => CdevError::Busy {
+                holders: group::number_of(&function)
+                    .map(culprit::holders)
+                    .unwrap_or_default(),
+                path: self.path.clone(),
+                function,
             },
         }
     }
@@ -293,7 +308,7 @@ mod tests {
             error.to_string()
         };
         for errno in [libc::EBUSY, libc::EINVAL] {
-            assert!(of(errno).contains("fuser -v /dev/vfio/devices/vfio0"));
+            assert!(of(errno).ends_with("sudo fuser -v /dev/vfio/devices/vfio0"));
         }
         assert!(of(libc::EPERM).ends_with("iommufd/parameters/allow_unsafe_interrupts"));
         assert!(of(libc::ENODEV).contains("VFIO_DEVICE_BIND_IOMMUFD failed"));

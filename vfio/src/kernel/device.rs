@@ -61,6 +61,15 @@ pub enum DeviceError {
 fn open_advice(function: &Assignable, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENODEV) => format!("bind it to vfio-pci first:  viaduct bind {function}"),
+        // vfio_pci_validate_vf_token()
+        Some(libc::EACCES) => format!(
+            "its physical function is on vfio-pci as well, so that whoever has that one has to agree; give it back to its driver:  \
+             viaduct unbind $(basename $(readlink {}/physfn))",
+            function.sysfs().display()
+        ),
+        Some(libc::EBUSY | libc::EINVAL) => {
+            "it may be open already:  sudo fuser -v /dev/vfio/devices/*; or see what the kernel said:  dmesg | tail".into()
+        }
         _ => "see whether the kernel said why:  dmesg | tail".to_owned(),
     }
 }

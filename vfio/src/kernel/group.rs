@@ -11,10 +11,14 @@ use std::{
 use vfio_bindings::bindings::vfio::{VFIO_GROUP_FLAGS_VIABLE, vfio_group_status};
 
 use super::{
+    culprit::{self, busy_by},
     ioctl::{self, Request},
-    reset,
+    permission, reset,
 };
-use crate::Assignable;
+use crate::{
+    Assignable,
+    host::{GroupNotViable, Holder},
+};
 
 /// A group cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,16 +43,16 @@ pub enum GroupError {
         group: u32,
     },
     /// Another process has it open.
-    #[error(
-        "IOMMU group {group}: /dev/vfio/{group} is in use by another process\n  see which:  fuser -v /dev/vfio/{group}"
-    )]
+    #[error("IOMMU group {group}: /dev/vfio/{group} is {}", busy_by(&format!("/dev/vfio/{group}"), holders))]
     Busy {
         /// The group's number.
         group: u32,
+        /// Who; none where that is not for this user to see.
+        holders: Vec<Holder>,
     },
     /// This user may not open it.
     #[error(
-        "IOMMU group {group}: no permission to open /dev/vfio/{group}\n  run as root, or give it to this user:  sudo chown $USER /dev/vfio/{group}"
+        "IOMMU group {group}: no permission to open /dev/vfio/{group}\n  {}", permission::advice(&format!("/dev/vfio/{group}"))
     )]
     NotPermitted {
         /// The group's number.
@@ -65,6 +69,9 @@ pub enum GroupError {
         /// The group's number.
         group: u32,
     },
+    /// The same, and which they are.
+    #[error(transparent)]
+    Blocked(#[from] GroupNotViable),
     /// Another call failed.
     #[error("IOMMU group {group}: {what} failed\n  see whether the kernel said why:  dmesg | tail")]
     Failed {
@@ -153,7 +160,10 @@ impl AsFd for Group {
 fn open_error(group: u32, source: io::Error) -> GroupError {
     match source.raw_os_error() {
         Some(libc::ENOENT) => GroupError::Missing { group },
-        Some(libc::EBUSY) => GroupError::Busy { group },
+        Some(libc::EBUSY) => GroupError::Busy {
+            group,
+            holders: culprit::holders(group),
+        },
         Some(libc::EPERM | libc::EACCES) => GroupError::NotPermitted { group, source },
         _ => GroupError::Failed {
             group,
@@ -171,11 +181,19 @@ mod tests {
     fn why_a_group_cannot_be_opened_is_told_apart() {
         let of = |errno| open_error(8, io::Error::from_raw_os_error(errno));
         assert!(matches!(of(libc::ENOENT), GroupError::Missing { group: 8 }));
-        assert!(matches!(of(libc::EBUSY), GroupError::Busy { group: 8 }));
+        assert!(matches!(of(libc::EBUSY), GroupError::Busy { group: 8, .. }));
         for errno in [libc::EPERM, libc::EACCES] {
             assert!(matches!(of(errno), GroupError::NotPermitted { .. }));
         }
         assert!(matches!(of(libc::EMFILE), GroupError::Failed { .. }));
+    }
+
+    #[test]
+    fn who_may_not_open_a_group_reads_how_to_be_let() {
+        let text = open_error(8, io::Error::from_raw_os_error(libc::EACCES)).to_string();
+        assert!(text.starts_with("IOMMU group 8: no permission to open /dev/vfio/8\n"));
+        assert!(text.contains("sudo chown $USER /dev/vfio/8\n"), "{text}");
+        assert!(text.contains("70-viaduct.rules"), "{text}");
     }
 
     #[test]

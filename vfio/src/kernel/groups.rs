@@ -10,8 +10,9 @@ use std::{
 use super::{
     GuestLink, Interface,
     container::Container,
+    culprit,
     device::DeviceError,
-    group::{self, Group},
+    group::{self, Group, GroupError},
     guest_link::Known,
     iommu::{AddressSpace, IommuError, OpenDevice, lock},
     iova::IovaRange,
@@ -38,7 +39,7 @@ impl Groups {
         for function in functions {
             let number = group::number_of(function)?;
             if groups.iter().all(|group| group.number() != number) {
-                groups.push(join(&container, number)?);
+                groups.push(join(&container, number).map_err(|error| blamed(error, functions))?);
             }
         }
         container.set_iommu()?;
@@ -58,6 +59,16 @@ fn join(container: &Container, number: u32) -> Result<Group, IommuError> {
     let group = Group::open(number)?;
     group.join(container)?;
     Ok(group)
+}
+
+/// A group that is not viable, with the name of who stands in the way.
+fn blamed(error: IommuError, functions: &[Assignable]) -> IommuError {
+    match error {
+        IommuError::Group(GroupError::NotViable { .. }) => {
+            culprit::blockers(functions).map_or(error, |why| GroupError::Blocked(why).into())
+        }
+        other => other,
+    }
 }
 
 fn tell(link: &Arc<dyn GuestLink>, group: Group) -> Result<(Known, Group), IommuError> {

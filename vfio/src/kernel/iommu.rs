@@ -23,7 +23,10 @@ use super::{
     iommufd::{Iommufd, IommufdError},
     iova::IovaRange,
 };
-use crate::Assignable;
+use crate::{
+    Assignable,
+    host::limits::{self, Locked},
+};
 
 /// The IOMMU, or a device behind it, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +55,7 @@ pub enum IommuError {
 
 /// A DMA mapping was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot map {} MiB at {iova:#x} for DMA\n  {}", len >> 20, map_advice(*interface, source, *len))]
+#[error("cannot map {} MiB at {iova:#x} for DMA\n  {}", len >> 20, self.advice())]
 pub struct DmaError {
     /// Through what.
     pub interface: Interface,
@@ -60,32 +63,52 @@ pub struct DmaError {
     pub iova: u64,
     /// Length in bytes.
     pub len: u64,
+    /// What this process may lock.
+    pub locked: Locked,
+    /// What of these addresses devices cannot use.
+    pub reserved: Option<IovaRange>,
     /// ENOMEM: over RLIMIT_MEMLOCK. EINVAL: in a reserved range, or not of whole pages. EEXIST: something is there. ENOSPC: too many
     /// mappings.
     pub source: io::Error,
 }
 
-fn map_advice(interface: Interface, error: &io::Error, len: u64) -> String {
-    match error.raw_os_error() {
-        Some(libc::ENOMEM) => {
-            // incr_user_locked_vm() in drivers/iommu/iommufd/pages.c; the container counts by process.
-            let whose = match interface {
-                Interface::Container => "",
-                Interface::Iommufd => " (iommufd counts what all processes of a user have locked)",
-            };
-            format!(
-                "that much memory cannot be locked{whose}: give the guest less with --memory, or allow it, as root:  ulimit -l {}",
-                len.div_ceil(1024)
-            )
+impl DmaError {
+    fn advice(&self) -> String {
+        match (self.source.raw_os_error(), self.reserved) {
+            (Some(libc::ENOMEM), _) => self.memory_advice(),
+            (Some(libc::EINVAL), Some(IovaRange { first, last })) => format!(
+                "devices here cannot use {first:#x} to {last:#x}, which is in it; who reserves that:  \
+                 cat /sys/kernel/iommu_groups/*/reserved_regions"
+            ),
+            (Some(libc::EINVAL), None) => {
+                "see which addresses devices may not use:  cat /sys/kernel/iommu_groups/*/reserved_regions".into()
+            }
+            (Some(libc::ENOSPC), _) => "allow more mappings, as root:  \
+                 echo 4294967295 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+                .into(),
+            (Some(libc::EFAULT), _) => {
+                "the memory cannot be pinned: give the guest less with --memory".into()
+            }
+            _ => "see whether the kernel said why:  dmesg | tail".into(),
         }
-        Some(libc::EINVAL) => {
-            "see which addresses devices may not use:  cat /sys/kernel/iommu_groups/*/reserved_regions".to_owned()
-        }
-        Some(libc::ENOSPC) => "allow more mappings, as root:  \
-             echo 4294967295 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
-            .to_owned(),
-        Some(libc::EFAULT) => "the memory cannot be pinned: give the guest less with --memory".to_owned(),
-        _ => "see whether the kernel said why:  dmesg | tail".to_owned(),
+    }
+
+    fn memory_advice(&self) -> String {
+        let Locked { now_kib, limit_kib } = self.locked;
+        let Some(limit_kib) = limit_kib else {
+            return "the host has no memory left for it: give the guest less with --memory".into();
+        };
+        let need_kib = now_kib.saturating_add(self.len.div_ceil(1024));
+        // incr_user_locked_vm() in drivers/iommu/iommufd/pages.c; the container counts by process.
+        let whose = match self.interface {
+            Interface::Container => "of this process",
+            Interface::Iommufd => "of all processes of this user together",
+        };
+        format!(
+            "{need_kib} KiB would be locked, {now_kib} KiB of them already, and the limit {whose} is {limit_kib} KiB: \
+             give the guest less with --memory, or allow it:  sudo prlimit --pid $$ --memlock={}",
+            need_kib.saturating_mul(1024)
+        )
     }
 }
 
@@ -153,6 +176,13 @@ impl Iommu {
         IovaRange::gaps(&self.usable)
     }
 
+    /// The first addresses of these that devices cannot use.
+    fn reserved_in(&self, iova: u64, len: u64) -> Option<IovaRange> {
+        let last = iova.saturating_add(len.saturating_sub(1));
+        let mut gaps = self.reserved().into_iter();
+        gaps.find(|gap| gap.first <= last && iova <= gap.last)
+    }
+
     /// Which of the kernel's interfaces it is.
     pub fn interface(&self) -> Interface {
         self.space.interface()
@@ -180,6 +210,8 @@ impl DmaTarget for Iommu {
                 interface: self.interface(),
                 iova,
                 len,
+                locked: limits::locked(),
+                reserved: self.reserved_in(iova, len),
                 source,
             })?;
         mapped.insert(iova, memory);
@@ -206,29 +238,53 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn refused(interface: Interface, errno: i32, limit_kib: Option<u64>) -> DmaError {
+        let now_kib = 2048;
+        DmaError {
+            interface,
+            iova: 0x1_0000_0000,
+            len: 512 << 20,
+            locked: Locked { now_kib, limit_kib },
+            reserved: None,
+            source: io::Error::from_raw_os_error(errno),
+        }
+    }
+
+    #[test]
+    fn a_mapping_over_the_limit_says_what_is_needed_and_what_there_is() {
+        let limit = Some(65_536);
+        let error = refused(Interface::Container, libc::ENOMEM, limit);
+        assert_eq!(
+            error.to_string(),
+            "cannot map 512 MiB at 0x100000000 for DMA\n  526336 KiB would be locked, 2048 KiB of them already, and the \
+             limit of this process is 65536 KiB: give the guest less with --memory, or allow it:  \
+             sudo prlimit --pid $$ --memlock=538968064"
+        );
+        let error = refused(Interface::Iommufd, libc::ENOMEM, limit);
+        assert!(error.to_string().contains("of all processes of this user"));
+        let error = refused(Interface::Container, libc::ENOMEM, None);
+        assert!(error.to_string().contains("has no memory left"));
+    }
+
     #[test]
     fn a_refused_mapping_says_what_to_do_about_its_errno() {
-        let refused = |interface, errno| {
-            let source = io::Error::from_raw_os_error(errno);
-            let (iova, len) = (0x1_0000_0000, 512 << 20);
-            let error = DmaError {
-                interface,
-                iova,
-                len,
-                source,
-            };
-            error.to_string()
-        };
-        let container = |errno| refused(Interface::Container, errno);
-        assert_eq!(
-            container(libc::ENOMEM),
-            "cannot map 512 MiB at 0x100000000 for DMA\n  that much memory cannot be locked: \
-             give the guest less with --memory, or allow it, as root:  ulimit -l 524288"
-        );
+        let of = |errno| refused(Interface::Container, errno, None);
         assert!(
-            container(libc::EINVAL).ends_with("cat /sys/kernel/iommu_groups/*/reserved_regions")
+            of(libc::EINVAL)
+                .to_string()
+                .ends_with("cat /sys/kernel/iommu_groups/*/reserved_regions")
         );
-        assert!(container(libc::ENOSPC).ends_with("/parameters/dma_entry_limit"));
-        assert!(refused(Interface::Iommufd, libc::ENOMEM).contains("all processes of a user"));
+        let (first, last) = (0xfee0_0000, 0xfeef_ffff);
+        let error = DmaError {
+            reserved: Some(IovaRange { first, last }),
+            ..of(libc::EINVAL)
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("cannot use 0xfee00000 to 0xfeefffff, which is in it"),
+            "{text}"
+        );
+        let full = of(libc::ENOSPC).to_string();
+        assert!(full.ends_with("/parameters/dma_entry_limit"));
     }
 }

@@ -16,6 +16,7 @@
 
 mod cdev;
 mod container;
+mod culprit;
 mod device;
 mod group;
 mod groups;
@@ -29,6 +30,7 @@ mod iommufd;
 mod iova;
 mod irq;
 pub(crate) mod mapping;
+mod permission;
 mod region;
 mod reset;
 mod unmasker;

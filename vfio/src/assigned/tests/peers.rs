@@ -3,7 +3,10 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::kernel::{DmaError, Interface};
+use crate::{
+    host::limits,
+    kernel::{DmaError, Interface},
+};
 
 /// An IOMMU that writes down what is mapped in it.
 struct FakeDma {
@@ -19,6 +22,8 @@ impl DmaTarget for FakeDma {
                 iova,
                 len,
                 interface: Interface::Iommufd,
+                locked: limits::locked(),
+                reserved: None,
                 source: io::Error::from_raw_os_error(libc::EFAULT),
             });
         }
