@@ -180,9 +180,6 @@ fn device(l1: &Host) -> Result<()> {
     l1.sh("ip link set $(ls /sys/bus/pci/devices/0000:03:00.1/net) vf 1 mac 00:00:00:00:00:00")?;
     cure(l1, "03:10.3", "MAC address", "nobody gave it one")?;
     l1.sh("viaduct sriov 03:00.1 --vf 1 --mac 52:54:00:03:10:03")?;
-    // The host's own: a mounted disk is the root's, which the lab cannot do without.
-    let root = Report::of(l1, "00:1e.0")?;
-    root.expect("the host's", "failure", "is mounted on")?;
     // Enabled virtual functions go with their physical one.
     Report::of(l1, "03:00.1")?.expect("the host's", "failure", "0000:03:10.3")
 }
@@ -197,7 +194,13 @@ fn held(l1: &Host) -> Result<()> {
     let who = format!("by process {} (viaduct)", pid.trim());
     let held = Report::of(l1, "03:10.1")?;
     held.expect("in use", "failure", &who)?;
-    Report::of(l1, "03:00.1")?.expect("the host's", "failure", "0000:03:10.1")?;
+    let physical = Report::of(l1, "03:00.1")?;
+    physical.expect("the host's", "failure", "0000:03:10.1")?;
+    let ends = physical.command("the host's", 0)?;
+    expect(
+        ends == held.command("in use", 0)?,
+        "the card is the guest's as well",
+    )?;
     let other = Report::of(l1, "03:10.3")?;
     other.expect("in use", "good", "by no guest")?;
     other.expect(
@@ -210,8 +213,24 @@ fn held(l1: &Host) -> Result<()> {
         guest.wait_for_end()? == 0,
         "the guest is ended in good order",
     )?;
-    Report::of(l1, "03:10.1")?.expect_ready()
+    Report::of(l1, "03:10.1")?.expect_ready()?;
+    // Nobody has any now, so that they can go.
+    let physical = Report::of(l1, "03:00.1")?;
+    l1.sh(physical.command("the host's", 0)?)?;
+    let gone = Report::of(l1, "03:00.1")?;
+    let why = "its virtual functions go";
+    let left = gone.checks().any(|check| check.to_string().contains(why));
+    l1.sh(FUNCTIONS)?;
+    expect(
+        !left,
+        "without virtual functions the card is not needed for them",
+    )
 }
+
+/// Makes the card's virtual functions as the lab has them: with their addresses before their driver looks for those.
+const FUNCTIONS: &str = "cd /sys/bus/pci/devices/0000:03:00.1 && net=$(ls net) && echo 0 > sriov_drivers_autoprobe && \
+    echo 2 > sriov_numvfs && ip link set $net vf 0 mac 52:54:00:03:10:01 && ip link set $net vf 1 mac 52:54:00:03:10:03 && \
+    echo 1 > sriov_drivers_autoprobe && for vf in virtfn*; do basename $(readlink $vf) > /sys/bus/pci/drivers_probe; done";
 
 /// Runs a command as a user whose limits are low.
 fn as_user(command: &str) -> String {

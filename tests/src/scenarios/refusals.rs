@@ -41,7 +41,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             run: |l1| {
                 no_iommu(
                     l1,
-                    &["does not use it", "boot with intel_iommu=on", "update-grub"],
+                    &[
+                        "does not use it",
+                        "boot with intel_iommu=on",
+                        "viaduct doctor",
+                    ],
                 )
             },
         },

@@ -47,12 +47,11 @@ impl NoIommuCause {
         match self {
             Self::IntelNotOn => [
                 NOT_ON,
-                "boot with intel_iommu=on:  add it to GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && reboot",
+                "boot with intel_iommu=on; how to do that on this system:  viaduct doctor",
             ],
             Self::AmdNotOn => [
                 NOT_ON,
-                "it is on by default:  remove amd_iommu=off and iommu=off from GRUB_CMDLINE_LINUX in /etc/default/grub, \
-                 then: update-grub && reboot",
+                "it is on by default: boot without amd_iommu=off and iommu=off; how to do that on this system:  viaduct doctor",
             ],
             Self::IntelNotInFirmware => [
                 NO_TABLE,

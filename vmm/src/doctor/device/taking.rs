@@ -123,9 +123,8 @@ impl Device {
                 Fix::root("ask as root", format!("viaduct doctor {}", self.name())),
             ),
             Known::Known(holders) if holders.is_empty() => Check::good(name, "by no guest"),
-            Known::Known(holders) => {
-                Check::failure(name, format!("by {}", list(holders))).fix(end(holders))
-            }
+            Known::Known(holders) => Check::failure(name, format!("by {}", list(holders)))
+                .fix(end("shut that guest down, or end it", holders)),
         }
     }
 
@@ -161,10 +160,7 @@ impl Device {
                     let command = format!("viaduct sriov {} --vfs 0", self.name());
                     return Some(Fix::root("remove them", command));
                 }
-                Some(Fix::by_hand(format!(
-                    "end the guests that have some of them first: {}",
-                    list(users)
-                )))
+                Some(end("end the guests that have some of them first", users))
             }
             Danger::Mounted { at, .. } => Some(Fix::root("unmount it", format!("umount {at}"))),
             Danger::Swap { disk } => Some(Fix::root(
@@ -204,10 +200,7 @@ pub(super) fn list<'a>(holders: impl IntoIterator<Item = &'a Holder>) -> String 
 }
 
 /// What ends the guests, in good order.
-fn end(holders: &[Holder]) -> Fix {
-    let pids: String = holders
-        .iter()
-        .map(|holder| format!(" {}", holder.pid))
-        .collect();
-    Fix::root("shut that guest down, or end it", format!("kill{pids}"))
+fn end<'a>(how: &str, holders: impl IntoIterator<Item = &'a Holder>) -> Fix {
+    let pids = holders.into_iter().map(|holder| format!(" {}", holder.pid));
+    Fix::root(how, format!("kill{}", pids.collect::<String>()))
 }
