@@ -6,9 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-#[cfg(test)]
-use vfio::host::Roots;
-
 /// A machine's files. Paths are relative to its root.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
@@ -71,19 +68,6 @@ impl Files {
         let mut options = fs::OpenOptions::new();
         let path = self.root.join(path);
         options.read(true).write(true).open(path).map(drop)
-    }
-
-    /// Where the kernel's file systems are.
-    #[cfg(test)]
-    pub(super) fn roots(&self) -> Roots {
-        let below = |name| self.root.join(name);
-        Roots {
-            sys: below("sys"),
-            dev: below("dev"),
-            lib: below("lib"),
-            proc: below("proc"),
-            run: below("run"),
-        }
     }
 
     /// A file's owner, group and mode.

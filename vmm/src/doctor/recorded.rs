@@ -1,32 +1,38 @@
-//! For tests: a machine recorded as files in a folder.
+//! For tests: a recorded machine, as doctor sees it.
 
 use std::{fs, path::PathBuf};
 
+use vfio::host::{Host, recorded};
+
 use super::files::Files;
 
-pub(super) struct Recorded {
-    dir: tempfile::TempDir,
-}
+pub(super) struct Recorded(recorded::Recorded);
 
 impl Recorded {
     /// A machine of which nothing is known.
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self { dir }
+        Self::of("")
+    }
+
+    /// One of the recorded machines.
+    pub(super) fn of(text: &str) -> Self {
+        Self(recorded::Recorded::new(text))
     }
 
     pub(super) fn files(&self) -> Files {
-        Files::recorded(self.dir.path())
+        Files::recorded(&self.path(""))
+    }
+
+    pub(super) fn host(&self) -> Host {
+        self.0.host()
     }
 
     pub(super) fn path(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
+        self.0.path(path)
     }
 
     pub(super) fn file(&self, path: &str, text: impl AsRef<[u8]>) {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        self.0.file(path, text);
     }
 
     pub(super) fn folder(&self, path: &str) {

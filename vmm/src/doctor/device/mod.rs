@@ -2,21 +2,24 @@
 
 mod functions;
 mod hardware;
+mod surroundings;
 mod taking;
 #[cfg(test)]
 mod tests;
 
 use devices::pci::Bdf;
 use vfio::host::{
-    self, Danger, DeviceError, Facts, Group, GroupError, Holder, Host, Inventory, Known, short,
+    self, Danger, DeviceError, Facts, Group, GroupError, Holder, Host, Known, short,
     sriov::FunctionSettings,
 };
 
+use self::surroundings::Surroundings;
 use super::{
     files::Files,
     report::{Check, Section},
     system::User,
 };
+use crate::names::Names;
 
 /// What is known of a device, and of those that it depends on.
 #[derive(Debug)]
@@ -46,11 +49,11 @@ pub(super) fn sections(
     named: &[Bdf],
     user: &User,
 ) -> Result<Vec<Section>, DeviceError> {
-    let inventory = host.inventory();
+    let around = Surroundings::read(host, named);
     let section = |&bdf: &Bdf| {
-        let device = Device::read(host, files, &inventory, bdf, named)?;
+        let device = Device::read(host, files, &around, bdf)?;
         Ok(Section {
-            of: device.title(),
+            of: device.title(&around.names),
             checks: device.checks(user),
         })
     };
@@ -61,44 +64,38 @@ impl Device {
     fn read(
         host: &Host,
         files: &Files,
-        inventory: &Inventory,
+        around: &Surroundings,
         bdf: Bdf,
-        named: &[Bdf],
     ) -> Result<Self, DeviceError> {
-        let facts = host.facts(bdf)?;
+        let facts = around.facts(bdf).ok_or(DeviceError::NotFound(bdf))?.clone();
         let number = facts.device.iommu_group;
-        let none = Known::Known(Vec::new());
-        let holders = number.and_then(|group| inventory.holders.get(&group).cloned());
         let physical = facts.device.virtual_function_of;
-        let physical = physical.and_then(|(bdf, _)| host.device(bdf).ok());
+        let physical = physical.and_then(|(bdf, _)| Some(around.facts(bdf)?.device.clone()));
         let sriov = physical.as_ref().unwrap_or(&facts.device).sriov.as_ref();
-        let functions = sriov
-            .map(|sriov| sriov.functions.clone())
-            .unwrap_or_default();
+        let functions = sriov.map_or(&[][..], |sriov| &sriov.functions);
         Ok(Self {
-            named: named.to_vec(),
-            group: number.and_then(|group| inventory.groups.get(&group).cloned()),
-            viable: host.viability(bdf, named),
-            holders: holders.unwrap_or(none),
+            named: around.named.clone(),
+            group: around.group(number),
+            viable: host.viability(bdf, &around.named),
+            holders: around.holders(number),
             dangers: host.dangers(&facts.device),
-            function_holders: holders_of(inventory, &functions, bdf),
-            settings: settings(host, &facts.device),
-            physical,
+            function_holders: around.holders_among(functions, bdf),
+            settings: around.settings(&facts.device),
             group_file: number.and_then(|group| {
                 let path = format!("dev/vfio/{group}");
                 let owner = files.owner(&path)?;
                 Some((format!("/{path}"), owner))
             }),
+            physical,
             facts,
         })
     }
 
-    fn title(&self) -> String {
+    fn title(&self, names: &Names) -> String {
         let device = &self.facts.device;
-        format!(
-            "{} [{:04x}:{:04x}]",
-            device.bdf, device.vendor, device.device
-        )
+        let (vendor, id) = (device.vendor, device.device);
+        let name = names.full(vendor, id);
+        format!("{} {name} [{vendor:04x}:{id:04x}]", device.bdf)
     }
 
     /// As people type it.
@@ -117,27 +114,4 @@ impl Device {
             .chain(self.hardware())
             .collect()
     }
-}
-
-/// What the physical function's driver keeps for a virtual one.
-fn settings(host: &Host, device: &host::Device) -> Option<FunctionSettings> {
-    let (physical, index) = device.virtual_function_of?;
-    let functions = host.physical(physical).ok()?.functions.into_iter();
-    let mut functions = functions.filter(|function| function.index == index);
-    Some(functions.next()?.settings)
-}
-
-/// Who has any of the functions, but for one.
-fn holders_of(inventory: &Inventory, functions: &[Bdf], but: Bdf) -> Vec<Holder> {
-    let others = inventory.functions.iter().map(|facts| &facts.device);
-    let others = others.filter(|one| functions.contains(&one.bdf) && one.bdf != but);
-    let groups = others.filter_map(|one| one.iommu_group);
-    let mut holders: Vec<Holder> = groups
-        .filter_map(|group| inventory.holders.get(&group)?.as_ref().known())
-        .flatten()
-        .cloned()
-        .collect();
-    holders.sort_by_key(|holder| holder.pid);
-    holders.dedup_by_key(|holder| holder.pid);
-    holders
 }

@@ -11,7 +11,10 @@ use super::super::{
     system::User,
 };
 use super::*;
-use vfio::host::Mac;
+use vfio::host::{
+    Mac,
+    recorded::{AMD, INTEL, MANY_FUNCTIONS, NO_IOMMU, VMD},
+};
 
 const VF: &str = "0000:03:10.3";
 const PF: &str = "0000:03:00.1";
@@ -85,7 +88,7 @@ fn holder(machine: &Recorded, pid: u32, file: &str) {
 
 fn checks(machine: &Recorded, named: &[&str], user: &User) -> Vec<Check> {
     let files = machine.files();
-    let host = Host::at(files.roots());
+    let host = machine.host();
     let named: Vec<Bdf> = named.iter().map(|name| name.parse().unwrap()).collect();
     let mut sections = sections(&host, &files, &named, user).unwrap();
     sections.remove(0).checks
@@ -217,9 +220,9 @@ fn a_function_without_an_address_gets_the_one_that_run_would_give_it() {
     card(&machine, "igbvf");
     interface(&machine, "0x1003\n");
     let files = machine.files();
-    let host = Host::at(files.roots());
+    let host = machine.host();
     let vf: Bdf = VF.parse().unwrap();
-    let mut device = Device::read(&host, &files, &host.inventory(), vf, &[vf]).unwrap();
+    let mut device = Device::read(&host, &files, &Surroundings::read(&host, &[vf]), vf).unwrap();
     device.settings = Some(FunctionSettings {
         mac: Some(Mac::default()),
         trust: Some(false),
@@ -233,4 +236,36 @@ fn a_function_without_an_address_gets_the_one_that_run_would_give_it() {
     let typed = format!("viaduct sriov 03:00.1 --vf 1 --mac {derived}");
     assert_eq!(command(mac), typed);
     assert_eq!(named(&checks, "rights").what, "trust off, spoof check on");
+}
+
+#[test]
+fn every_function_of_machines_unlike_the_lab_is_looked_at() {
+    for text in [AMD, INTEL, VMD, MANY_FUNCTIONS, NO_IOMMU] {
+        let machine = Recorded::of(text);
+        let host = machine.host();
+        let all = host.functions();
+        let sections = sections(&host, &machine.files(), &all, &User::root()).unwrap();
+        for (bdf, section) in all.into_iter().zip(sections) {
+            let is_bridge = host.device(bdf).unwrap().is_bridge();
+            assert_eq!(section.checks.len() == 1, is_bridge, "{bdf}");
+            let group = section
+                .checks
+                .iter()
+                .find(|check| check.name == "IOMMU group");
+            let lacks = group.is_some_and(|group| group.what.starts_with("no IOMMU"));
+            assert_eq!(lacks, text == NO_IOMMU && !is_bridge, "{bdf}: {group:?}");
+        }
+    }
+}
+
+#[test]
+fn the_parts_of_a_chipset_are_in_each_others_way() {
+    let machine = Recorded::of(AMD);
+    let usb = checks(&machine, &["02:00.0"], &User::root());
+    let group = named(&usb, "IOMMU group");
+    assert_eq!(group.verdict, Verdict::Failure);
+    assert!(group.what.contains("02:00.1 on ahci"), "{group:?}");
+    let display = checks(&machine, &["2d:00.0"], &User::root());
+    let host = named(&display, "the host's");
+    assert!(host.what.contains("display that this host booted on"));
 }
