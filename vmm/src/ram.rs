@@ -17,8 +17,9 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// Alignment of each range in this process, so that guest and host agree on where a 2 MiB page starts.
 const HUGE_PAGE: usize = 2 << 20;
-/// What one thread populates at a time: small enough to share out evenly, large enough that the calls do not count.
-const POPULATE_CHUNK: usize = 32 << 20;
+/// What one thread populates at a time. Large enough that the calls do not count; and small, because the kernel holds the lock of this
+/// process's address space meanwhile, and every vCPU and every BAR that is mapped beside it waits for that.
+const POPULATE_CHUNK: usize = 2 * HUGE_PAGE;
 
 /// Which pages RAM is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
