@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod bus;
+pub mod doorbell;
 pub mod interrupt;
 pub mod mapping;
 pub mod pci;
@@ -15,3 +16,4 @@ pub mod rtc;
 #[cfg(test)]
 mod testing;
 pub mod uart;
+pub mod virtio;

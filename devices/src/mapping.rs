@@ -1,6 +1,8 @@
-//! Host memory that a guest may reach without an exit: the directly mapped part of a BAR.
+//! Host memory that a guest may reach without an exit: the directly mapped part of a BAR. And the guest's own, for devices of ours.
 
 use std::{io, sync::Arc};
+
+use vm_memory::GuestMemoryMmap;
 
 /// A range of this process's memory that stays mapped for as long as the value lives.
 ///
@@ -40,4 +42,10 @@ pub trait Memslots: Send + Sync {
     fn map(&self, guest: u64, memory: Arc<dyn HostMapping>) -> io::Result<u32>;
     /// Takes it away again. When this returns no vCPU can reach it.
     fn unmap(&self, slot: u32);
+}
+
+/// The guest's RAM, for a device that reads and writes it. It stays mapped for as long as the value lives.
+pub trait GuestRam: Send + Sync {
+    /// All of it, by guest-physical address. It can change under any reader: what matters is read once.
+    fn memory(&self) -> &GuestMemoryMmap;
 }

@@ -63,7 +63,7 @@ fn a_bar_answers_only_where_its_space_is_enabled() {
         let decoded = bars.decoded(command).into_iter();
         decoded.map(|decoded| decoded.index).collect()
     };
-    assert_eq!(indices(0), []);
+    assert!(indices(0).is_empty());
     assert_eq!(indices(COMMAND_IO), [3]);
     assert_eq!(indices(COMMAND_MEMORY), [2]);
     assert_eq!(indices(COMMAND_MEMORY | COMMAND_IO), [2, 3]);

@@ -1,0 +1,252 @@
+//! Requests at the edges of a disk, and files that fail.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt, MetadataExt},
+};
+
+use tempfile::TempDir;
+use vm_memory::GuestAddress;
+
+use super::{
+    super::{Buffer, testing::ram},
+    *,
+};
+
+const HEADER: u64 = 0x1000;
+const DATA: u64 = 0x10000;
+const STATUS: u64 = 0x2000;
+const SECTORS: u64 = 64;
+
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const ZEROES: u32 = 13;
+
+struct Table {
+    dir: TempDir,
+    memory: GuestMemoryMmap,
+    blk: Blk,
+}
+
+fn table(is_readonly: bool) -> Table {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    fs::write(&path, vec![0x5a; 512 * 64]).unwrap();
+    let disk = Disk::open(&path, is_readonly).unwrap();
+    let memory = ram().0.clone();
+    let blk = Blk::new(0, disk, 2);
+    Table { dir, memory, blk }
+}
+
+fn buffer(address: u64, len: usize) -> Buffer {
+    Buffer {
+        address: GuestAddress(address),
+        len,
+    }
+}
+
+impl Table {
+    /// The status of a request over `len` bytes of data, and how much was said to be written.
+    fn request(&mut self, kind: u32, sector: u64, len: usize) -> (u8, u32) {
+        let memory = &self.memory;
+        memory.write_obj(kind, GuestAddress(HEADER)).unwrap();
+        memory.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
+        memory.write_obj(0xee_u8, GuestAddress(STATUS)).unwrap();
+        let data = (len > 0).then_some(buffer(DATA, len));
+        let is_to_guest = matches!(kind, READ | GET_ID);
+        let (read, written) = if is_to_guest {
+            (None, data)
+        } else {
+            (data, None)
+        };
+        let chain = Chain {
+            readable: [buffer(HEADER, 16)].into_iter().chain(read).collect(),
+            writable: written.into_iter().chain([buffer(STATUS, 1)]).collect(),
+            ..Chain::default()
+        };
+        let used = self.blk.serve(0, chain, memory).unwrap();
+        (memory.read_obj(GuestAddress(STATUS)).unwrap(), used)
+    }
+
+    /// Ranges for discard and write-zeroes: sector, sectors, flags.
+    fn range(&mut self, kind: u32, (sector, sectors, flags): (u64, u32, u32)) -> u8 {
+        let memory = &self.memory;
+        memory.write_obj(sector, GuestAddress(DATA)).unwrap();
+        memory.write_obj(sectors, GuestAddress(DATA + 8)).unwrap();
+        memory.write_obj(flags, GuestAddress(DATA + 12)).unwrap();
+        self.request(kind, 0, 16).0
+    }
+
+    fn data(&self, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.memory
+            .read_slice(&mut data, GuestAddress(DATA))
+            .unwrap();
+        data
+    }
+
+    fn file(&self) -> File {
+        let path = self.dir.path().join("disk");
+        File::options().read(true).write(true).open(path).unwrap()
+    }
+
+    fn sector(&self, sector: u64) -> [u8; 512] {
+        let mut bytes = [0; 512];
+        self.file()
+            .read_exact_at(&mut bytes, sector * SECTOR)
+            .unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn what_is_written_is_in_the_file_and_read_back() {
+    let mut table = table(false);
+    table
+        .memory
+        .write_slice(&[7; 1024], GuestAddress(DATA))
+        .unwrap();
+    assert_eq!(table.request(WRITE, 62, 1024), (0, 1));
+    assert_eq!(table.sector(61), [0x5a; 512]);
+    assert_eq!((table.sector(62), table.sector(63)), ([7; 512], [7; 512]));
+    assert_eq!(table.request(READ, 61, 1536), (0, 1537));
+    let data = table.data(1536);
+    assert_eq!(
+        (&data[..512], &data[512..]),
+        (&[0x5a; 512][..], &[7; 1024][..])
+    );
+    assert_eq!(table.request(FLUSH, 0, 0), (0, 1));
+}
+
+#[test]
+fn what_is_not_wholly_on_the_disk_is_an_io_error_and_changes_nothing() {
+    let mut table = table(false);
+    for (sector, len) in [
+        (64, 512),
+        (63, 1024),
+        (u64::MAX, 512),
+        (u64::MAX / 512, 512),
+        (0, 0),
+        (0, 511),
+    ] {
+        assert_eq!(table.request(READ, sector, len).0, 1, "{sector} {len}");
+        assert_eq!(table.request(WRITE, sector, len).0, 1, "{sector} {len}");
+    }
+    assert_eq!(table.file().metadata().unwrap().len(), SECTORS * SECTOR);
+    assert_eq!(table.sector(63), [0x5a; 512]);
+}
+
+#[test]
+fn a_disk_that_is_read_only_is_not_written() {
+    let mut table = table(true);
+    assert_ne!(table.blk.kind().features & F_READ_ONLY, 0);
+    assert_eq!(table.request(READ, 0, 512).0, 0);
+    assert_eq!(table.request(WRITE, 0, 512).0, 1);
+    assert_eq!(table.range(ZEROES, (0, 1, 0)), 1);
+    assert_eq!(table.range(DISCARD, (0, 1, 0)), 1);
+    assert_eq!(table.sector(0), [0x5a; 512]);
+}
+
+#[test]
+fn zeroed_sectors_read_as_zeroes_and_discarded_ones_take_no_room() {
+    let mut table = table(false);
+    assert_eq!(table.range(ZEROES, (1, 2, 0)), 0);
+    assert_eq!(table.range(ZEROES, (4, 1, 1)), 0);
+    assert_eq!(
+        (table.sector(0), table.sector(3)),
+        ([0x5a; 512], [0x5a; 512])
+    );
+    for sector in [1, 2, 4] {
+        assert_eq!(table.sector(sector), [0; 512]);
+    }
+    let before = table.file().metadata().unwrap().blocks();
+    // A file system that cannot is one that says so.
+    let status = table.range(DISCARD, (8, 56, 0));
+    assert!(matches!(status, 0 | 2));
+    let after = table.file().metadata().unwrap();
+    assert!(status == 2 || after.blocks() < before);
+    assert_eq!(after.len(), SECTORS * SECTOR);
+}
+
+#[test]
+fn ranges_that_make_no_sense_are_refused() {
+    let mut table = table(false);
+    for (range, status) in [
+        ((63, 2, 0), 1),
+        ((u64::MAX, 1, 0), 1),
+        ((0, MOST_SECTORS + 1, 0), 1),
+        ((0, 1, 2), 2),
+    ] {
+        assert_eq!(table.range(ZEROES, range), status, "{range:?}");
+        assert_eq!(table.range(DISCARD, range), status, "{range:?}");
+    }
+    assert_eq!(table.range(DISCARD, (0, 1, 1)), 2, "unmap is for zeroes");
+    assert_eq!(table.request(DISCARD, 0, 17).0, 1);
+    let most = usize::try_from(MOST_RANGES).unwrap();
+    assert_eq!(table.request(ZEROES, 0, 16 * (most + 1)).0, 1);
+}
+
+#[test]
+fn a_disk_says_its_name_and_knows_no_other_requests() {
+    let mut table = table(false);
+    assert_eq!(table.request(GET_ID, 0, 20), (0, 21));
+    assert_eq!(&table.data(20)[..5], b"blk0\0");
+    assert_eq!(table.request(GET_ID, 0, 2), (0, 3));
+    assert_eq!(table.request(99, 0, 512).0, 2);
+}
+
+#[test]
+fn a_request_without_room_for_its_status_is_garbage() {
+    let mut table = table(false);
+    let chain = Chain {
+        readable: vec![buffer(HEADER, 16)],
+        ..Chain::default()
+    };
+    let served = table.blk.serve(0, chain, &table.memory);
+    assert_eq!(served, Err(Garbage::Request("status")));
+}
+
+#[test]
+fn a_file_that_becomes_shorter_is_an_io_error_and_does_not_grow_again() {
+    let mut table = table(false);
+    table.file().set_len(512).unwrap();
+    assert_eq!(table.request(READ, 0, 512).0, 0);
+    assert_eq!(table.request(READ, 1, 512).0, 1);
+    assert_eq!(table.request(READ, 0, 1024).0, 1);
+    assert_eq!(table.request(WRITE, 1, 512).0, 1);
+    assert_eq!(table.file().metadata().unwrap().len(), 512);
+    assert_eq!(table.blk.failures, 3);
+}
+
+#[test]
+fn a_disk_has_one_writer_or_many_readers() {
+    let table = table(false);
+    let path = table.dir.path().join("disk");
+    for is_readonly in [false, true] {
+        let error = Disk::open(&path, is_readonly).unwrap_err().to_string();
+        assert!(error.contains("is in use by "), "{error}");
+    }
+    drop(table.blk);
+    let _reader = Disk::open(&path, true).unwrap();
+    let _second = Disk::open(&path, true).unwrap();
+    assert!(matches!(
+        Disk::open(&path, false),
+        Err(DiskError::Busy { .. })
+    ));
+}
+
+#[test]
+fn what_cannot_be_a_disk_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let said = |path| Disk::open(path, false).unwrap_err().to_string();
+    assert!(said(&path).contains("truncate -s 1G"));
+    assert!(said(dir.path()).contains("neither a file nor a block device"));
+    fs::write(&path, [0; 511]).unwrap();
+    assert!(said(&path).contains("no room for a single sector"));
+    fs::write(&path, [0; 513]).unwrap();
+    assert_eq!(Disk::open(&path, false).unwrap().sectors(), 1);
+}

@@ -1,0 +1,141 @@
+//! A virtio device as its registers show it: common configuration, vectors, and the thread that serves it while it runs.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{
+    Backend, Kind,
+    common::{Common, Effect},
+    interrupts::{Cause, Interrupts},
+    registers::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1},
+    worker::{Served, Work, Worker},
+};
+use crate::{interrupt::MsiSource, mapping::GuestRam, pci::msix::Msix};
+
+/// What the transport offers for every device.
+const TRANSPORT_FEATURES: u64 = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX;
+
+/// One device.
+pub(super) struct Device {
+    pub(super) kind: Kind,
+    pub(super) msix: Msix,
+    pub(super) interrupts: Arc<Interrupts>,
+    /// What the driver rings, by queue.
+    pub(super) bells: Vec<Arc<EventFd>>,
+    common: Common,
+    backend: Arc<Mutex<Box<dyn Backend>>>,
+    ram: Arc<dyn GuestRam>,
+    worker: Option<Worker>,
+}
+
+impl Device {
+    /// At power-on.
+    pub(super) fn new(
+        backend: Box<dyn Backend>,
+        msi: &dyn MsiSource,
+        ram: Arc<dyn GuestRam>,
+    ) -> io::Result<Self> {
+        let kind = backend.kind();
+        let queues = kind.queues.len();
+        // One for the configuration, and one for each queue.
+        let vectors = u16::try_from(queues + 1).map_err(io::Error::other)?;
+        let interrupts = Interrupts::new(msi.vectors(vectors.into())?, vectors.into(), queues);
+        let bell = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
+        Ok(Self {
+            common: Common::new(kind.features | TRANSPORT_FEATURES, &kind.queues),
+            msix: Msix::new(vectors),
+            interrupts: Arc::new(interrupts),
+            bells: (0..queues).map(|_| bell()).collect::<Result<_, _>>()?,
+            kind,
+            backend: Arc::new(Mutex::new(backend)),
+            ram,
+            worker: None,
+        })
+    }
+
+    /// Reads the common configuration.
+    pub(super) fn common_read(&self, offset: usize, data: &mut [u8]) {
+        self.common
+            .read(offset, data, self.interrupts.needs_reset());
+    }
+
+    /// Writes the common configuration, and does what that asks for.
+    pub(super) fn common_write(&mut self, offset: usize, data: &[u8]) {
+        match self.common.write(offset, data) {
+            Effect::None => {}
+            Effect::Reset => self.reset(),
+            Effect::Start => self.start(),
+            Effect::Vector(cause, vector) => self.assign(cause, vector),
+        }
+    }
+
+    fn assign(&mut self, cause: Cause, vector: u16) {
+        let taken = self.interrupts.assign(cause, vector);
+        self.common.set_vector(cause, taken.then_some(vector));
+    }
+
+    /// Has the thread serve the queues. A queue that is not as it has to be costs the guest the device.
+    fn start(&mut self) {
+        // With no thread nobody has the backend.
+        self.worker = None;
+        let features = self.common.features();
+        let queues: Option<Vec<_>> = self
+            .common
+            .enabled()
+            .map(|queue| self.serve(queue))
+            .collect();
+        let name = self.kind.name.clone();
+        let Some(queues) = queues else {
+            log::debug!("{name}: a queue of its is not in memory: it needs a reset");
+            return self.interrupts.need_reset();
+        };
+        let mut backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        backend.agree(features);
+        drop(backend);
+        let started = Worker::start(Work {
+            name,
+            backend: self.backend.clone(),
+            queues,
+            ram: self.ram.clone(),
+            interrupts: self.interrupts.clone(),
+        });
+        match started {
+            Ok(worker) => self.worker = Some(worker),
+            Err(error) => {
+                log::error!("{}: no thread for it: {error}", self.kind.name);
+                self.interrupts.need_reset();
+            }
+        }
+    }
+
+    fn serve(&self, (index, registers): (usize, &super::queue::QueueRegisters)) -> Option<Served> {
+        let queue = registers.queue(self.ram.memory(), self.common.features())?;
+        let bell = self.bells.get(index)?.clone();
+        Some(Served { index, queue, bell })
+    }
+
+    /// The driver's reset: once it is done the device touches no memory and does not interrupt (§2.4).
+    pub(super) fn reset(&mut self) {
+        self.worker = None;
+        self.common.reset();
+        self.interrupts.reset();
+        for bell in &self.bells {
+            // EAGAIN says that it did not ring.
+            let _ = bell.read();
+        }
+    }
+
+    /// Back to power-on, which the MSI-X table is part of.
+    pub(super) fn power_on(&mut self) {
+        self.reset();
+        let gone = self.msix.routes().into_iter();
+        self.interrupts
+            .route(&gone.map(|(vector, _)| (vector, None)).collect());
+        self.msix.reset();
+        self.interrupts.forget();
+    }
+}
