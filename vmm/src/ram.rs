@@ -12,7 +12,7 @@ use std::{
 };
 
 use arch::ram::RamRange;
-use devices::mapping::HostMapping;
+use devices::mapping::{GuestRam, HostMapping};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// Alignment of each range in this process, so that guest and host agree on where a 2 MiB page starts.
@@ -233,6 +233,14 @@ impl Ram {
         &self.memory
     }
 
+    /// The same for a device that reads and writes it, and which may outlive the `Ram`.
+    pub fn shared(&self) -> Arc<dyn GuestRam> {
+        Arc::new(SharedRam {
+            memory: self.memory.clone(),
+            _ranges: self.ranges.iter().map(|(_, range)| range.clone()).collect(),
+        })
+    }
+
     /// Each range: where it is in the guest, and what backs it.
     pub fn ranges(&self) -> impl Iterator<Item = (u64, Arc<dyn HostMapping>)> {
         self.ranges
@@ -291,6 +299,18 @@ fn populate_chunk(range: &Range, offset: usize, len: usize) -> io::Result<()> {
         // Linux before 5.14 has no MADV_POPULATE_WRITE; the DMA map then populates by itself, slower.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         other => other,
+    }
+}
+
+/// The guest's view of RAM, with what it is a view of.
+struct SharedRam {
+    memory: GuestMemoryMmap,
+    _ranges: Vec<Arc<Range>>,
+}
+
+impl GuestRam for SharedRam {
+    fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
     }
 }
 

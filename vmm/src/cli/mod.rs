@@ -1,6 +1,7 @@
 //! The command line. What a person types, checked here as far as text can be checked; what it means is for the machine.
 
 pub mod binding;
+mod disk_arg;
 pub mod doctor;
 pub mod list;
 pub mod run;
@@ -8,6 +9,7 @@ mod size;
 pub mod sriov;
 mod vfio_arg;
 
+pub use disk_arg::{DiskArg, DiskArgError};
 pub use size::{MemoryArg, SizeError};
 pub use vfio_arg::{VfioArg, VfioArgError};
 

@@ -6,7 +6,7 @@ use clap::Args;
 
 use vfio::kernel::Interface;
 
-use super::{MemoryArg, VfioArg};
+use super::{DiskArg, MemoryArg, VfioArg};
 use crate::console::Serial;
 
 /// Boot a guest.
@@ -39,6 +39,12 @@ pub struct RunArgs {
     /// [,msix=in-place|relocate][,managed=on|off]; may be repeated
     #[arg(long, value_name = "DEV")]
     pub vfio: Vec<VfioArg>,
+    /// Give the guest a disk, kept in a file or a block device: FILE[,readonly]; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub disk: Vec<DiskArg>,
+    /// Give the guest the host's random numbers
+    #[arg(long)]
+    pub rng: bool,
     /// How the kernel maps memory for the devices; auto takes what the host has, the container first
     #[arg(long, value_name = "auto|container|iommufd", default_value = "auto")]
     pub iommu_backend: IommuBackend,

@@ -1,5 +1,6 @@
 //! The kernel's side of the machine: the VM, its memory slots, its interrupt routes, its vCPUs.
 
+pub mod doorbell;
 pub mod eventfd;
 #[cfg(test)]
 mod interruptible;

@@ -10,6 +10,7 @@ use arch::{
 use devices::{
     mapping::Memslots,
     pci::space::{PciSpace, Windows},
+    virtio::blk::Disk,
 };
 use vfio::{
     Assignable,
@@ -38,6 +39,7 @@ pub struct Blueprint {
     boot: Boot,
     vm: Vm,
     supported: Vec<Leaf>,
+    disks: Vec<Disk>,
 }
 
 impl Blueprint {
@@ -48,6 +50,10 @@ impl Blueprint {
         for assignment in &config.assigned {
             assignment.options.check()?;
         }
+        let disks = config.disks.iter();
+        let disks = disks
+            .map(|disk| Disk::open(&disk.path, disk.is_readonly))
+            .collect::<Result<_, _>>()?;
         let vm = Vm::create()?;
         let supported = vm.supported_cpuid()?;
         processors::check_count(&vm, config.cpus)?;
@@ -61,6 +67,7 @@ impl Blueprint {
             boot,
             vm,
             supported,
+            disks,
         })
     }
 
@@ -72,6 +79,7 @@ impl Blueprint {
             boot,
             vm,
             supported,
+            disks,
         } = self;
         let iommu = open_iommu(&config, &vm)?;
         let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
@@ -100,6 +108,7 @@ impl Blueprint {
         let mut machine = Machine {
             processors,
             assigned,
+            virtual_devices: Vec::new(),
             display: None,
             platform,
             _iommu: iommu.clone(),
@@ -114,10 +123,13 @@ impl Blueprint {
             resets,
             refusals: Refusals::default(),
         };
+        let space = machine.pci_space(memslots);
+        let msi = MsiController(routes);
         if let Some(iommu) = &iommu {
-            machine.assign(iommu, memslots, &MsiController(routes))?;
+            machine.assign(iommu, &space, &msi)?;
             machine.start.mark("devices_opened");
         }
+        machine.add_virtual(disks, &space, &msi)?;
         if let Some(populating) = populating {
             populating.wait()?;
             machine.start.mark("ram_populated");
@@ -140,21 +152,25 @@ impl Blueprint {
 }
 
 impl Machine {
+    /// Where BARs go, of all functions.
+    fn pci_space(&self, memslots: Arc<SlotTable>) -> PciSpace {
+        let (memory, io) = (self.platform.memory.clone(), self.platform.io.clone());
+        PciSpace::new(memory, io, memslots, self.windows.clone())
+    }
+
     /// Opens the host's functions and puts them on the guest's bus.
     fn assign(
         &mut self,
         iommu: &Arc<Iommu>,
-        memslots: Arc<SlotTable>,
+        space: &PciSpace,
         msi: &MsiController,
     ) -> Result<(), MachineError> {
-        let (memory, io) = (self.platform.memory.clone(), self.platform.io.clone());
-        let space = PciSpace::new(memory, io, memslots, self.windows.clone());
         let dma: Arc<dyn DmaTarget> = iommu.clone();
         let peers = (self.config.assigned.len() > 1).then_some(&dma);
         for assignment in &self.config.assigned {
             let (device, slot) = (&assignment.device, assignment.slot);
             let wiring = Wiring {
-                space: &space,
+                space,
                 msi,
                 intx: Arc::new(SlotPins::new(self.vm.fd.clone(), slot.device)),
                 peers,

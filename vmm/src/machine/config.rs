@@ -26,6 +26,10 @@ pub struct Config {
     pub prefault: bool,
     /// Devices of the host's that the guest gets.
     pub assigned: Vec<Assignment>,
+    /// Disks.
+    pub disks: Vec<DiskConfig>,
+    /// Where the guest's source of random numbers is, if it has one.
+    pub rng: Option<Slot>,
     /// Which of the kernel's interfaces their DMA goes through; the one that the host has, if nothing.
     pub interface: Option<Interface>,
     /// Where the serial port goes.
@@ -47,4 +51,15 @@ pub struct Assignment {
     pub id: Option<String>,
     /// How.
     pub options: assigned::Options,
+}
+
+/// A disk of the guest's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The file or block device that it is kept in.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub is_readonly: bool,
+    /// Where in the guest.
+    pub slot: Slot,
 }

@@ -3,7 +3,10 @@
 use std::io;
 
 use arch::ram as plan;
-use devices::pci::{assign::AssignError as BarAssignError, root::SlotError};
+use devices::{
+    pci::{assign::AssignError as BarAssignError, root::SlotError},
+    virtio::blk::DiskError,
+};
 use vfio::{
     assigned,
     kernel::{DmaError, IommuError},
@@ -58,6 +61,17 @@ pub enum MachineError {
     /// A host function cannot be opened.
     #[error(transparent)]
     Assign(#[from] assigned::AssignError),
+    /// A file cannot be a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A virtual device cannot be made.
+    #[error("making {device}\n  it takes a few open files:  ulimit -n")]
+    Virtual {
+        /// Which.
+        device: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A function cannot be where it was asked for.
     #[error(transparent)]
     Slot(#[from] SlotError),

@@ -5,9 +5,10 @@ mod config;
 mod display;
 mod error;
 mod refusals;
+mod virtual_devices;
 
 pub use blueprint::Blueprint;
-pub use config::{Assignment, Config};
+pub use config::{Assignment, Config, DiskConfig};
 pub use error::MachineError;
 pub use refusals::Refused;
 
@@ -18,6 +19,7 @@ use devices::{
     bus::Action,
     pci::{Slot, space::Windows},
     uart::Uart,
+    virtio::VirtioFunction,
 };
 use vfio::{
     Assignable,
@@ -63,6 +65,7 @@ pub enum Outcome {
 pub struct Machine {
     processors: Processors,
     assigned: Vec<(Slot, Arc<AssignedFunction>)>,
+    virtual_devices: Vec<(Slot, Arc<VirtioFunction>)>,
     display: Option<Display>,
     platform: Platform,
     _iommu: Option<Arc<Iommu>>,
@@ -207,6 +210,9 @@ impl Drop for Machine {
             log::error!("{error}");
         }
         self.display = None;
+        for (slot, _) in self.virtual_devices.drain(..) {
+            self.platform.root.remove(slot);
+        }
         for (slot, function) in self.assigned.drain(..) {
             self.platform.root.remove(slot);
             debug_assert_eq!(

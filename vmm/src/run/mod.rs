@@ -87,7 +87,8 @@ enum RunError {
 pub fn run(args: &RunArgs) -> Ended {
     let host = Host::new();
     let assigned = slots::assign(&host, &args.vfio)?;
-    let config = config(args, assigned);
+    let places = slots::place(args, &assigned)?;
+    let config = config(args, assigned, places);
     memory::check(&config)?;
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
@@ -209,7 +210,7 @@ fn report(outcome: &Outcome) -> ExitCode {
     }
 }
 
-fn config(args: &RunArgs, assigned: Vec<Assignment>) -> Config {
+fn config(args: &RunArgs, assigned: Vec<Assignment>, places: slots::Places) -> Config {
     Config {
         kernel: args.kernel.clone(),
         initrd: args.initrd.clone(),
@@ -220,6 +221,8 @@ fn config(args: &RunArgs, assigned: Vec<Assignment>) -> Config {
         // The DMA map pins all of RAM one page after the other; populated by several threads first, that is several times faster.
         prefault: args.memory.prefault.unwrap_or(!assigned.is_empty()),
         assigned,
+        disks: places.disks,
+        rng: places.rng,
         interface: args.iommu_backend.0,
         serial: args.serial.clone(),
         no_reboot: args.no_reboot,
@@ -249,6 +252,17 @@ fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
     println!("  cmdline  {}", config.cmdline);
     for Assignment { slot, device, .. } in &config.assigned {
         println!("  00:{slot}  is the host's {device}");
+    }
+    for disk in &config.disks {
+        let how = if disk.is_readonly { ", read only" } else { "" };
+        println!(
+            "  00:{}  is a disk in {}{how}",
+            disk.slot,
+            disk.path.display()
+        );
+    }
+    if let Some(slot) = config.rng {
+        println!("  00:{slot}  has the host's random numbers");
     }
     if !config.assigned.is_empty() {
         println!("  DMA through {}", interface(config));

@@ -6,7 +6,10 @@ use devices::pci::{Slot, assign::AssignError};
 use vfio::{Assignable, host::Host};
 
 use super::RunError;
-use crate::{cli::VfioArg, machine::Assignment};
+use crate::{
+    cli::{VfioArg, run::RunArgs},
+    machine::{Assignment, DiskConfig},
+};
 
 /// Which function goes where: as asked, and the others into the first free slots.
 pub(super) fn assign(host: &Host, args: &[VfioArg]) -> Result<Vec<Assignment>, Box<dyn Error>> {
@@ -52,6 +55,32 @@ pub(super) fn assign(host: &Host, args: &[VfioArg]) -> Result<Vec<Assignment>, B
         Some(&slot) => Err(AssignError::NoFunctionZero(slot).into()),
         None => Ok(assigned),
     }
+}
+
+/// What of the guest's bus the devices of ours get: the first slots that the assigned ones leave.
+pub(super) struct Places {
+    pub(super) disks: Vec<DiskConfig>,
+    pub(super) rng: Option<Slot>,
+}
+
+/// Which virtual device goes where: disks in their order, then the others.
+pub(super) fn place(args: &RunArgs, assigned: &[Assignment]) -> Result<Places, RunError> {
+    let mut taken: Vec<Slot> = assigned.iter().map(|one| one.slot).collect();
+    let mut next = || {
+        let slot = first_free(&taken).ok_or(RunError::NoSlot)?;
+        taken.push(slot);
+        Ok(slot)
+    };
+    let disks = args.disk.iter().map(|disk| {
+        Ok(DiskConfig {
+            path: disk.path.clone(),
+            is_readonly: disk.is_readonly,
+            slot: next()?,
+        })
+    });
+    let disks = disks.collect::<Result<_, RunError>>()?;
+    let rng = args.rng.then(next).transpose()?;
+    Ok(Places { disks, rng })
 }
 
 /// A slot none of whose functions is taken. Slot 0 is the host bridge.
