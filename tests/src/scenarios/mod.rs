@@ -24,6 +24,7 @@ mod sriov;
 mod through_iommufd;
 mod vf;
 mod vga;
+mod virtual_devices;
 
 use std::fs;
 use std::path::Path;
@@ -69,6 +70,7 @@ fn all() -> Vec<Scenario> {
         console::scenarios(),
         dma::scenarios(),
         boot::scenarios(),
+        virtual_devices::scenarios(),
         interrupts::scenarios(),
         errors::scenarios(),
         reset::scenarios(),

@@ -109,7 +109,7 @@ const MANY_PACKETS: &str = "lab-dhcp || exit; cd /sys/class/net/eth0/statistics;
     iperf3 -c 10.0.2.100 -t 10 > /run/there 2>&1 || failed=1; sleep 1; \
     iperf3 -c 10.0.2.100 -t 10 -R > /run/back 2>&1 || failed=1; sleep 4; \
     tail -n 4 /run/there /run/back; echo packets $(($(count) - before)); exit $failed";
-const STATS: &str = "/run/stats.json";
+pub(super) const STATS: &str = "/run/stats.json";
 
 fn packets_cost_no_exit(l1: &Host) -> Result<()> {
     let limit = Duration::from_secs(120);
@@ -149,7 +149,7 @@ fn packets_cost_no_exit(l1: &Host) -> Result<()> {
 }
 
 /// Viaduct writes its statistics every second.
-fn exits_in_a_while(l1: &Host) -> Result<u64> {
+pub(super) fn exits_in_a_while(l1: &Host) -> Result<u64> {
     let report = l1.sh(&format!("sleep 1.5; cat {STATS}"))?;
     let exits = report.split("\"exits\"").nth(1).unwrap_or_default();
     Ok(number_after(exits, "\"total\": "))
