@@ -4,10 +4,12 @@
 mod edu;
 mod function;
 mod mapping;
+mod message;
 mod page;
 mod picture;
 mod random;
 mod storm;
+mod xhci;
 
 use std::io;
 use std::process::ExitCode;
@@ -15,6 +17,7 @@ use std::process::ExitCode;
 use edu::Edu;
 
 const USAGE: &str = "usage: lab-guest edu SLOT compute | intx TIMES | msi TIMES | dma [ADDRESS] | stray ADDRESS
+       lab-guest xhci SLOT msi TIMES        interrupts of several interrupters
        lab-guest storm SLOT SEED ROUNDS     every dword of configuration space, any width
        lab-guest decode SLOT TIMES          memory decoding off and on
        lab-guest picture fb0                a known picture on a framebuffer
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
 fn obey(words: &[&str]) -> Option<io::Result<String>> {
     let result = match *words {
         ["edu", slot, ref what @ ..] => edu(slot, what)?,
+        ["xhci", slot, "msi", times] => xhci::interrupt(slot, u32::try_from(number(times)?).ok()?),
         ["storm", slot, seed, rounds] => storm::config(slot, number(seed)?, number(rounds)?),
         ["decode", slot, times] => storm::decode(slot, number(times)?),
         ["picture", screen] => picture::draw(screen),

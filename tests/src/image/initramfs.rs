@@ -23,7 +23,7 @@ const L2_SETTLE: &str = include_str!("../../../resources/lab/l2-settle");
 const L2_MODULES: &str = include_str!("../../../resources/lab/l2.modules");
 const L2_TOOLS: &str = include_str!("../../../resources/lab/l2.tools");
 /// The program that drives hardware without a driver: these are all of its sources.
-const GUEST_PROGRAM: [&str; 11] = [
+const GUEST_PROGRAM: [&str; 13] = [
     include_str!("../../guest/Cargo.toml"),
     include_str!("../../guest/src/main.rs"),
     include_str!("../../guest/src/edu/mod.rs"),
@@ -31,10 +31,12 @@ const GUEST_PROGRAM: [&str; 11] = [
     include_str!("../../guest/src/edu/interrupts.rs"),
     include_str!("../../guest/src/function.rs"),
     include_str!("../../guest/src/mapping.rs"),
+    include_str!("../../guest/src/message.rs"),
     include_str!("../../guest/src/page.rs"),
     include_str!("../../guest/src/picture.rs"),
     include_str!("../../guest/src/random.rs"),
     include_str!("../../guest/src/storm.rs"),
+    include_str!("../../guest/src/xhci.rs"),
 ];
 /// mdev: load the driver of whatever shows up.
 const MDEV: &str = "$MODALIAS=.* 0:0 660 @modprobe -qb \"$MODALIAS\"\n";

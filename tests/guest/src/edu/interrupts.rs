@@ -1,5 +1,4 @@
-//! Its interrupts: by the pin, taken by `uio_pci_generic`, and by MSI, aimed at a vector of the processor that the kernel counts
-//! and does nothing for.
+//! Its interrupts: by the pin, taken by `uio_pci_generic`, and by MSI.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,16 +7,10 @@ use std::path::Path;
 use super::{ACKNOWLEDGE, Edu, INTERRUPTS, LIMIT, RAISE, expect_same};
 use crate::function::{self, INTX_DISABLE};
 use crate::mapping::readable;
+use crate::message::{self, VECTORS};
 
 /// How long is waited for an interrupt that must not come.
 const SILENCE_MS: i32 = 300;
-/// The vector of KVM's posted-interrupt notification (arch/x86/include/asm/irq_vectors.h of the kernel): only hypervisors send
-/// it, and this guest is none. Line "PIN" of /proc/interrupts.
-const VECTOR: u32 = 0xf2;
-const VECTOR_LINE: &str = "PIN";
-/// Intel SDM 3A, 11.11.1: messages to the local APIC; the target's ID is in bits 12 to 19.
-const MESSAGE: u32 = 0xfee0_0000;
-
 /// The pin's interrupts as uio_pci_generic gives them: one disables the pin (bit 10 of the command register) and is read from
 /// the file; the pin is enabled again by whoever reads.
 struct Pin<'a> {
@@ -116,40 +109,25 @@ impl Edu {
     pub(crate) fn interrupt_by_message(&self, times: u32) -> io::Result<String> {
         let processors = fs::read_to_string("/sys/devices/system/cpu/online")?;
         let targets = if processors.trim() == "0" { 0..1 } else { 0..2 };
-        let before = function::counted(VECTOR_LINE)?;
+        let (vector, line) = VECTORS[2];
+        let before = function::counted(line)?;
         for target in targets.clone() {
-            self.aim(MESSAGE | target << 12)?;
+            message::aim(&self.function, target, vector, 0)?;
             for _ in 0..times {
-                let so_far = function::counted(VECTOR_LINE)?;
+                let so_far = function::counted(line)?;
                 self.set(RAISE, 1);
-                let came = || function::counted(VECTOR_LINE).is_ok_and(|count| count > so_far);
+                let came = || function::counted(line).is_ok_and(|count| count > so_far);
                 self.wait("a message", came)?;
                 self.set(ACKNOWLEDGE, 1);
             }
         }
-        let came = function::counted(VECTOR_LINE)? - before;
+        let came = function::counted(line)? - before;
         expect_same(
             "messages counted",
             came,
             u64::from(times) * targets.len() as u64,
         )?;
-        let control = self.function.msi()? + 2;
-        self.function.write(control, &0_u16.to_le_bytes())?;
+        message::silence(&self.function)?;
         Ok(format!("{came} messages to {} processors", targets.len()))
-    }
-
-    /// Writes the MSI capability; PCI Local Bus 3.0, 6.8.1. Disabled while it is written.
-    fn aim(&self, address: u32) -> io::Result<()> {
-        let msi = self.function.msi()?;
-        let control = u16::from_le_bytes(self.function.read(msi + 2)?) & !1;
-        let is_64_bit = control & (1 << 7) != 0;
-        self.function.write(msi + 2, &control.to_le_bytes())?;
-        self.function.write(msi + 4, &address.to_le_bytes())?;
-        if is_64_bit {
-            self.function.write(msi + 8, &0_u32.to_le_bytes())?;
-        }
-        let data = msi + if is_64_bit { 12 } else { 8 };
-        self.function.write(data, &VECTOR.to_le_bytes()[..2])?;
-        self.function.write(msi + 2, &(control | 1).to_le_bytes())
     }
 }
