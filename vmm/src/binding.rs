@@ -33,6 +33,11 @@ pub fn bind(args: &BindArgs) -> Ended {
         .iter()
         .map(|&device| host.driver_of(device))
         .collect();
+    host.check_bind(&devices, &options)?;
+    for &device in &devices {
+        // What a guest needs of the physical function is done while there is root to do it: the guest may be another user's.
+        host.prepare_function(device, None)?;
+    }
     host.bind(&devices, &options)?;
     for (&device, before) in devices.iter().zip(before) {
         let now = host.driver_of(device);

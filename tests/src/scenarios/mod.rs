@@ -15,6 +15,7 @@ mod hands;
 mod interrupts;
 mod iommufd;
 mod mediated;
+mod permissions;
 mod reference;
 mod refusals;
 mod reset;
@@ -59,6 +60,7 @@ fn all() -> Vec<Scenario> {
         hands::scenarios(),
         vf::scenarios(),
         refusals::scenarios(),
+        permissions::scenarios(),
         sriov::scenarios(),
         doctor::scenarios(),
         drivers::scenarios(),

@@ -48,9 +48,18 @@ pub enum JournalError {
     },
 }
 
+impl JournalError {
+    /// This process may not keep one, nor, then, bind anything.
+    pub(super) fn is_no_right(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 fn privilege(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        io::ErrorKind::PermissionDenied => "\n  binding devices needs root:  sudo viaduct …",
+        io::ErrorKind::PermissionDenied => {
+            "\n  binding devices needs root, once:  sudo viaduct bind DEV"
+        }
         _ => {
             "\n  nothing is changed until it can be written: look at  df /run  and  mount | grep /run"
         }

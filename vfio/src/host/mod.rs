@@ -26,6 +26,7 @@ mod mac;
 mod mediated;
 mod netlink;
 mod plan;
+mod prepared;
 #[cfg(any(test, feature = "testing"))]
 pub mod recorded;
 mod refusals;

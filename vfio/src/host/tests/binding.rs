@@ -570,3 +570,18 @@ fn a_device_that_is_not_there_or_is_a_bridge_is_refused_whatever_the_options() {
             .starts_with("0000:03:10.3: no such device\n")
     );
 }
+
+#[test]
+fn devices_are_prepared_for_others_once_they_are_bound_and_nobody_has_taken_them() {
+    let fixture = Fixture::new();
+    let device = fixture.add(function("03:10.3"));
+    let host = fixture.host();
+    assert!(!host.are_prepared(&[device]).unwrap());
+    host.bind(&[device], &options()).unwrap();
+    assert!(host.are_prepared(&[device]).unwrap());
+    host.unbind(&[device], None).unwrap();
+    let taken = host.take(&[device], &options()).unwrap();
+    let error = host.are_prepared(&[device]).unwrap_err();
+    assert!(matches!(error, BindingError::InUse { .. }), "{error}");
+    drop(taken);
+}
