@@ -20,7 +20,7 @@ pub fn bind(args: &BindArgs) -> Ended {
     let options = BindOptions {
         force: args.force,
         driver: args.driver.clone(),
-        guest: None,
+        ..BindOptions::default()
     };
     if args.dry_run {
         let steps = host.plan_bind(&devices, &options)?;
@@ -33,11 +33,6 @@ pub fn bind(args: &BindArgs) -> Ended {
         .iter()
         .map(|&device| host.driver_of(device))
         .collect();
-    host.check_bind(&devices, &options)?;
-    for &device in &devices {
-        // What a guest needs of the physical function is done while there is root to do it: the guest may be another user's.
-        host.prepare_function(device, None)?;
-    }
     host.bind(&devices, &options)?;
     for (&device, before) in devices.iter().zip(before) {
         let now = host.driver_of(device);

@@ -117,5 +117,7 @@ fn kept_for_a_guest(l1: &Host, name: &str) -> Result<()> {
     let shown = l1.sh("viaduct sriov 03:00.0")?;
     expect(shown.contains(&who), "the guest is shown with its function")?;
     guest.type_in("\n")?;
-    guest.succeeds().map(drop)
+    guest.succeeds()?;
+    let shown = l1.sh("viaduct sriov 03:00.0")?;
+    expect(!shown.contains(MAC), "the guest's address went with it")
 }

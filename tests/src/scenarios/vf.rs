@@ -144,7 +144,9 @@ fn packets_cost_no_exit(l1: &Host) -> Result<()> {
         after - before <= 100,
         &format!("{packets} packets cost {} exits", after - before),
     )?;
-    l1.sh("ip link set $(ls /sys/bus/pci/devices/0000:03:00.1/net) vf 1 mac 52:54:00:03:10:03")?;
+    let after = l1.sh("viaduct sriov 03:00.1")?;
+    let own = after.contains("52:54:00:03:10:03") && !after.contains("52:54:00:aa:bb:cc");
+    expect(own, "the VF has its own MAC again")?;
     expect_back(l1, SECOND)
 }
 

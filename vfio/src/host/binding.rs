@@ -6,7 +6,7 @@
 use devices::pci::Bdf;
 
 use super::{
-    BindingError, Host, StepError, is_vfio,
+    BindingError, Host, Mac, StepError, is_vfio,
     journal::{Entry, Journal, Owner},
     steps::{Step, VFIO_PCI},
     unique,
@@ -21,6 +21,15 @@ pub struct BindOptions {
     pub guest: Option<String>,
     /// Which driver of VFIO's; without, the one made for the device, or else vfio-pci.
     pub driver: Option<String>,
+    /// The addresses that virtual functions get, which get their own back in the end.
+    pub macs: Vec<(Bdf, Mac)>,
+}
+
+impl BindOptions {
+    fn mac_of(&self, device: Bdf) -> Option<Mac> {
+        let mut macs = self.macs.iter();
+        macs.find(|(of, _)| *of == device).map(|(_, mac)| *mac)
+    }
 }
 
 /// Devices that are this process's to give to a guest, until they are given back.
@@ -98,6 +107,9 @@ impl Host {
         }
         let mut journal = match Journal::lock(self) {
             Err(error) if error.is_no_right() && self.are_prepared(devices)? => {
+                for &device in devices {
+                    self.make_ready(device, options)?;
+                }
                 return Ok(Vec::new());
             }
             journal => journal?,
@@ -158,6 +170,7 @@ impl Host {
             driver_override: self.driver_override(device)?,
             owner: owner.cloned(),
             to: None,
+            mac: None,
         })
     }
 
@@ -170,10 +183,17 @@ impl Host {
         owner: Option<&Owner>,
     ) -> Result<Option<Entry>, BindingError> {
         let before = journal.get(device);
-        let Some(entry) = self.past_of(device, before, options, owner)? else {
+        let Some(mut entry) = self.past_of(device, before, options, owner)? else {
+            self.make_ready(device, options)?;
             return Ok(None);
         };
+        // What a dead guest left is what counts: the address is that guest's now.
+        entry.mac = entry
+            .mac
+            .or_else(|| self.changed_mac(device, options.mac_of(device)));
         journal.record(device, entry.clone())?;
+        // Through the physical function's driver, and before the virtual one leaves its own.
+        self.make_ready(device, options)?;
         let asked = options.driver.as_deref();
         if !self.stays_on_vfio(device, asked) {
             let driver = self.hand_to_vfio(device, asked)?;
@@ -181,6 +201,11 @@ impl Host {
             log::info!("{device}: taken from {from}, bound to {driver}");
         }
         Ok(Some(entry))
+    }
+
+    fn make_ready(&self, device: Bdf, options: &BindOptions) -> Result<(), BindingError> {
+        let ready = self.prepare_function(device, options.mac_of(device));
+        ready.map(drop).map_err(|error| Box::new(error).into())
     }
 
     /// To the driver that was asked for, or to the best one that takes it. Returns which.
@@ -251,6 +276,10 @@ impl Host {
         before: &Entry,
     ) -> Result<(), BindingError> {
         if self.pci_dir(device).exists() {
+            if let Some(mac) = before.mac {
+                // Before its driver has it, which reads it once.
+                self.put_mac_back(device, mac);
+            }
             let steps = self.steps_back(device, before)?;
             self.ensure_past_driver(before, &steps);
             self.perform(&steps)?;

@@ -15,7 +15,7 @@ use std::{
 use devices::pci::Bdf;
 use serde::{Deserialize, Serialize};
 
-use super::{Host, sysfs};
+use super::{Host, sriov::ChangedMac, sysfs};
 
 /// The journal cannot be kept, so nothing is changed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,9 @@ pub(super) struct Entry {
     /// The driver that it is on the way to by somebody's wish, where it stays once it is there.
     #[serde(default)]
     pub(super) to: Option<String>,
+    /// The address that it had, a virtual function, before its guest got another.
+    #[serde(default)]
+    pub(super) mac: Option<ChangedMac>,
     /// The process that gives it back when it ends; none after `viaduct bind`.
     pub(super) owner: Option<Owner>,
 }

@@ -4,7 +4,7 @@ use devices::pci::Bdf;
 
 use super::{
     BindOptions, Danger, Device, DeviceError, GroupError, Holder, Host, JournalError, StepError,
-    is_vfio, journal::Entry, short, steps::VFIO_PCI,
+    is_vfio, journal::Entry, short, sriov::SriovError, steps::VFIO_PCI,
 };
 
 /// Devices cannot be bound. What had been changed is back as it was, unless the text says otherwise.
@@ -62,6 +62,9 @@ pub enum BindingError {
     /// The previous driver cannot be written down.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// A virtual function cannot be made ready.
+    #[error(transparent)]
+    Virtual(#[from] Box<SriovError>),
     /// A step failed.
     #[error(transparent)]
     Step(#[from] StepError),

@@ -97,6 +97,7 @@ pub fn run(args: &RunArgs) -> Ended {
     let unmanaged = functions(&args.vfio, &config.assigned, false);
     let options = BindOptions {
         force: args.force,
+        macs: macs(&args.vfio, &config.assigned, true),
         ..BindOptions::default()
     };
     // All that can be refused is refused before anything is changed.
@@ -125,11 +126,11 @@ pub fn run(args: &RunArgs) -> Ended {
         limits::allow_open_files(BASE_DESCRIPTORS + USUAL_VECTORS * devices)?;
     }
     host.load_vfio(&managed)?;
-    for (arg, assignment) in args.vfio.iter().zip(&config.assigned) {
-        if let Some(function) = assignment.device.function() {
-            // Through the PF's driver, and before the VF leaves its own.
-            host.prepare_function(function, arg.mac.map(Mac))?;
-        }
+    let asked = macs(&args.vfio, &config.assigned, false);
+    for &function in &unmanaged {
+        // Nobody notes the address that it had: what is bound by hand is put back by hand.
+        let mac = asked.iter().find(|(of, _)| *of == function);
+        host.prepare_function(function, mac.map(|(_, mac)| *mac))?;
     }
     let mut events = Events::new(signals).map_err(MachineError::Events)?;
     let taken = host.take(&managed, &options)?;
@@ -144,6 +145,14 @@ pub fn run(args: &RunArgs) -> Ended {
     let outcome = outcome?;
     given_back?;
     Ok(report(&outcome))
+}
+
+/// The addresses that are asked for, of functions whose drivers are ours to displace, or of those whose are not.
+fn macs(args: &[VfioArg], assigned: &[Assignment], managed: bool) -> Vec<(Bdf, Mac)> {
+    let both = args.iter().zip(assigned);
+    both.filter(|(arg, _)| arg.managed == managed)
+        .filter_map(|(arg, assignment)| Some((assignment.device.function()?, Mac(arg.mac?))))
+        .collect()
 }
 
 /// The functions whose drivers are ours to displace, or those whose are not.

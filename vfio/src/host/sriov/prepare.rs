@@ -41,21 +41,24 @@ impl Host {
         asked: Option<Mac>,
     ) -> Result<Option<Mac>, SriovError> {
         let (interface, link) = self.bring_up(physical, function)?;
-        let told = link.functions.iter().find(|(number, _)| *number == index);
-        let has = told.and_then(|(_, settings)| settings.mac);
-        let has = has.map(|mac| {
-            if self.rolled_dice(function) {
-                Mac::default()
-            } else {
-                mac
-            }
-        });
+        let has = self.own_mac(function, index, &link);
         let Some(mac) = address_to_set(has, asked, link.mac, index) else {
             return Ok(has);
         };
         log::info!("{interface}: virtual function {index} gets the address {mac}");
         self.set_function(physical.bdf, index, Setting::Mac(mac))?;
         Ok(Some(mac))
+    }
+
+    /// The address of a function as its physical one has it; all zeros is none.
+    pub(super) fn own_mac(&self, function: Bdf, index: u32, link: &Link) -> Option<Mac> {
+        let told = link.functions.iter().find(|(number, _)| *number == index);
+        let mac = told.and_then(|(_, settings)| settings.mac)?;
+        Some(if self.rolled_dice(function) {
+            Mac::default()
+        } else {
+            mac
+        })
     }
 
     /// Whether the address of a function is one that the host's driver drew by lot, and has told the physical function of: the next

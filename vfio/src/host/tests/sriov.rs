@@ -9,7 +9,7 @@ use std::{
 use devices::pci::Bdf;
 
 use crate::host::{
-    BindOptions, Host, Mac, NetlinkError,
+    BindOptions, Host, Mac, NetlinkError, Taken,
     fixture::{Fixture, Function, bdf, function},
     netlink::{Link, Links},
     sriov::{FunctionSettings, NumberOptions, Setting, SriovError},
@@ -19,6 +19,8 @@ use crate::host::{
 struct Card {
     up: Mutex<bool>,
     done: Mutex<Vec<String>>,
+    /// The address of the second function.
+    second: Mutex<[u8; 6]>,
     /// What setting anything is answered with.
     refuses: Option<i32>,
 }
@@ -38,6 +40,7 @@ impl Card {
         Arc::new(Self {
             up: Mutex::new(false),
             done: Mutex::default(),
+            second: Mutex::new([2, 0, 0, 0, 0, 9]),
             refuses,
         })
     }
@@ -59,11 +62,12 @@ impl Card {
 impl Links for Card {
     fn link(&self, name: &str) -> Result<Link, NetlinkError> {
         assert_eq!(name, "eth2");
+        let second = *self.second.lock().unwrap();
         Ok(Link {
             index: 4,
             up: *self.up.lock().unwrap(),
             mac: Some(PHYSICAL_MAC),
-            functions: vec![(0, settings([0; 6])), (1, settings([2, 0, 0, 0, 0, 9]))],
+            functions: vec![(0, settings([0; 6])), (1, settings(second))],
         })
     }
 
@@ -74,7 +78,11 @@ impl Links for Card {
     }
 
     fn set(&self, link: &Link, function: u32, setting: Setting) -> Result<(), NetlinkError> {
-        self.note(format!("{} vf {function} {setting}", link.index))
+        self.note(format!("{} vf {function} {setting}", link.index))?;
+        if let (1, Setting::Mac(mac)) = (function, setting) {
+            *self.second.lock().unwrap() = mac.0;
+        }
+        Ok(())
     }
 }
 
@@ -357,4 +365,55 @@ fn without_the_right_to_set_an_address_a_guest_does_without_unless_it_was_asked_
     assert_eq!(host.prepare_function(one, None).unwrap(), None);
     let asked = host.prepare_function(one, Some(PHYSICAL_MAC)).unwrap_err();
     assert!(asked.to_string().ends_with("sudo viaduct …"), "{asked}");
+}
+
+/// Both functions in a group of their own, and the second with another address for a guest.
+fn take_with_mac(fixture: &Fixture, host: &Host) -> Taken {
+    let group = "sys/bus/pci/devices/0000:03:10.3/iommu_group";
+    fixture.link(group, "../../../../kernel/iommu_groups/9");
+    let second = bdf("03:10.3");
+    let options = BindOptions {
+        macs: vec![(second, GUESTS_MAC)],
+        ..BindOptions::default()
+    };
+    host.take(&[second], &options).unwrap()
+}
+
+const GUESTS_MAC: Mac = Mac([2, 0, 0, 0xaa, 0, 1]);
+
+#[test]
+fn a_function_gets_its_own_address_back_after_its_guest_also_after_a_crash() {
+    for crash in [false, true] {
+        let card = Card::new(None);
+        let (fixture, host) = machine(&card);
+        host.set_number(bdf(PF), 2, usual()).unwrap();
+        card.done();
+        let taken = take_with_mac(&fixture, &host);
+        assert_eq!(card.done(), ["4 vf 1 mac 02:00:00:aa:00:01"]);
+        if crash {
+            std::mem::forget(taken);
+            fixture.end_process(std::process::id());
+            host.restore().unwrap();
+        } else {
+            taken.give_back().unwrap();
+        }
+        assert_eq!(
+            card.done(),
+            ["4 vf 1 mac 02:00:00:00:00:09"],
+            "crash: {crash}"
+        );
+        assert_eq!(fixture.driver_of(bdf("03:10.3")).as_deref(), Some("igbvf"));
+    }
+}
+
+#[test]
+fn an_address_that_somebody_set_while_the_guest_ran_stays() {
+    let card = Card::new(None);
+    let (fixture, host) = machine(&card);
+    host.set_number(bdf(PF), 2, usual()).unwrap();
+    let taken = take_with_mac(&fixture, &host);
+    *card.second.lock().unwrap() = [2, 0, 0, 0xbb, 0, 2];
+    card.done();
+    taken.give_back().unwrap();
+    assert!(card.done().is_empty());
 }
