@@ -99,6 +99,8 @@ enum Order {
 enum Benchmark {
     /// The start of a guest with one VF.
     Start,
+    /// Binding devices and putting them back, beside the same writes by hand.
+    Bind,
     /// Each card of the scenarios: works, interrupts, exits for an operation, and what it adds to the start.
     Cards,
 }
@@ -175,6 +177,7 @@ fn obey(command: Order) -> Result<i32> {
             Benchmark::Start => {
                 bench::start::run(&boot(&Machine::with_cards(Cards::sriov()), "bench")?)
             }
+            Benchmark::Bind => bench::bind::run(&boot(&Machine::example(), "bench")?),
             Benchmark::Cards => bench::cards::run(&boot(&scenarios::cards::machine(), "bench")?),
         },
         Order::Agent => Ok(0),

@@ -1,5 +1,6 @@
 //! `cargo lab bench`: Viaduct beside QEMU's microvm in one L1, with the same kernel, initial file system, memory and devices.
 
+pub(crate) mod bind;
 pub(crate) mod cards;
 pub(crate) mod start;
 

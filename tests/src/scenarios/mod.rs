@@ -14,12 +14,14 @@ mod errors;
 mod hands;
 mod interrupts;
 mod iommufd;
+mod killed;
 mod mediated;
 mod permissions;
 mod reference;
 mod refusals;
 mod reset;
 mod rom;
+mod rounds;
 mod several;
 mod sriov;
 mod through_iommufd;
@@ -69,6 +71,8 @@ fn all() -> Vec<Scenario> {
         address_space::scenarios(),
         vga::scenarios(),
         ending::scenarios(),
+        killed::scenarios(),
+        rounds::scenarios(),
         console::scenarios(),
         dma::scenarios(),
         boot::scenarios(),

@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// End when the guest asks for a reboot
     #[arg(long)]
     pub no_reboot: bool,
+    /// What to call the guest, for those who find its devices in use
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     /// Print what would happen, and change nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -98,6 +98,7 @@ pub fn run(args: &RunArgs) -> Ended {
     let options = BindOptions {
         force: args.force,
         macs: macs(&args.vfio, &config.assigned, true),
+        guest: args.name.clone(),
         ..BindOptions::default()
     };
     // All that can be refused is refused before anything is changed.
