@@ -74,6 +74,7 @@ impl Host {
                 }),
         );
         dangers.extend(self.disks_in_use(device.bdf));
+        dangers.extend(self.shares_in_use(device.bdf));
         if device.boot_vga {
             dangers.push(Danger::BootVga);
         }
@@ -133,6 +134,40 @@ impl Host {
         dangers
     }
 
+    /// Folders of somebody else's that are mounted through a virtio device on the function (9p, virtiofs).
+    fn shares_in_use(&self, bdf: Bdf) -> Vec<Danger> {
+        let mounts = self.mounts();
+        let devices = sysfs::names(&self.pci_dir(bdf)).into_iter();
+        let devices = devices.filter(|name| name.starts_with("virtio"));
+        let tags = devices.flat_map(|device| self.tags(bdf, &device));
+        tags.filter_map(|(kind, tag)| {
+            let is_it = |mount: &&Mount| mount.kind == kind && mount.source == tag;
+            let at = mounts.iter().find(is_it)?.at.clone();
+            let disk = format!("the share '{tag}'");
+            Some(Danger::Mounted { disk, at })
+        })
+        .collect()
+    }
+
+    /// What a virtio device's shares are called, by kind of file system. The kernel tells of virtiofs since 6.9 only.
+    fn tags(&self, bdf: Bdf, device: &str) -> Vec<(&'static str, String)> {
+        let text = sysfs::text(&self.pci_dir(bdf).join(device).join("mount_tag"));
+        // Some kernels count the string's end as a part of it.
+        let plan9 = text.map(|tag| ("9p", tag.trim_end_matches('\0').to_owned()));
+        let all = self.roots.sys.join("fs/virtiofs");
+        let of_device = |name: &String| {
+            let dir = all.join(name);
+            let on = sysfs::link_name(&dir.join("device"));
+            let tag = sysfs::text(&dir.join("tag")).filter(|_| on.as_deref() == Some(device));
+            Some(("virtiofs", tag?))
+        };
+        let virtio = sysfs::names(&all);
+        plan9
+            .into_iter()
+            .chain(virtio.iter().filter_map(of_device))
+            .collect()
+    }
+
     /// The disk and what is made of it: `sda2`, the `dm-0` on that, the `dm-1` on that.
     fn stacked_on(&self, disk: &str) -> Vec<String> {
         let class = self.roots.sys.join("class/block");
@@ -173,10 +208,12 @@ impl Host {
         let mount = |line: &str| {
             let (mount, source) = line.split_once(" - ")?;
             let mut columns = mount.split(' ').skip(2);
+            let mut source = source.split(' ');
             Some(Mount {
+                kind: source.next()?.to_owned(),
+                source: source.next()?.to_owned(),
                 number: columns.next()?.to_owned(),
                 at: columns.nth(1)?.to_owned(),
-                source: source.split(' ').nth(1)?.to_owned(),
             })
         };
         text.lines().filter_map(mount).collect()
@@ -193,6 +230,7 @@ impl Host {
 }
 
 struct Mount {
+    kind: String,
     number: String,
     at: String,
     source: String,

@@ -344,6 +344,29 @@ fn the_default_route_is_followed_to_the_device() {
 }
 
 #[test]
+fn a_mounted_share_of_a_virtio_device_is_found_by_its_tag() {
+    let shares = |kind: &'static str, tag: &'static str| {
+        dangers(move |fixture| {
+            let device = "sys/bus/pci/devices/0000:03:00.1/virtio3";
+            fixture.file(&format!("{device}/mount_tag"), "lab\0");
+            fixture.file("sys/fs/virtiofs/1/tag", "home\n");
+            fixture.link("sys/fs/virtiofs/1/device", "../../../devices/virtio3");
+            fixture.file("sys/fs/virtiofs/2/tag", "other\n");
+            fixture.link("sys/fs/virtiofs/2/device", "../../../devices/virtio4");
+            let mounts = format!("22 1 0:40 / /lab ro - {kind} {tag} rw\n");
+            fixture.file("proc/self/mountinfo", mounts);
+        })
+    };
+    for (kind, tag) in [("9p", "lab"), ("virtiofs", "home")] {
+        let (disk, at) = (format!("the share '{tag}'"), "/lab".into());
+        assert_eq!(shares(kind, tag), [Danger::Mounted { disk, at }]);
+    }
+    for (kind, tag) in [("9p", "home"), ("virtiofs", "other"), ("nfs", "lab")] {
+        assert_eq!(shares(kind, tag), []);
+    }
+}
+
+#[test]
 fn a_mounted_file_system_is_found_by_number_by_name_and_through_a_mapping() {
     let mounted = |text: &'static str| {
         dangers(move |fixture| {
