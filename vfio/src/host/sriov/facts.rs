@@ -53,14 +53,7 @@ impl Host {
             return Err(not_physical(&device));
         };
         let interface = self.uplink(&device);
-        // Without it there are still the functions, and what sysfs says of them.
-        let link = interface.and_then(|one| match self.links.link(&one.name) {
-            Ok(link) => Some(link),
-            Err(error) => {
-                log::warn!("{}: {error}", one.name);
-                None
-            }
-        });
+        let link = self.link(interface);
         let functions = (0..).zip(&sriov.functions);
         let functions =
             functions.map(|(index, &bdf)| self.function_facts(index, bdf, link.as_ref()));
@@ -74,6 +67,19 @@ impl Host {
             probe: self.probes(bdf),
             functions: functions.collect::<Result<_, _>>()?,
         })
+    }
+
+    /// What a physical function's driver keeps for its virtual ones, by index. Nothing where it cannot be asked.
+    pub fn function_settings(&self, physical: &Device) -> Vec<(u32, FunctionSettings)> {
+        let link = self.link(self.uplink(physical));
+        link.map_or_else(Vec::new, |link| link.functions)
+    }
+
+    /// Without it there are still the functions, and what sysfs says of them.
+    fn link(&self, interface: Option<&NetInterface>) -> Option<Link> {
+        let name = &interface?.name;
+        let link = self.links.link(name);
+        link.map_err(|error| log::warn!("{name}: {error}")).ok()
     }
 
     fn function_facts(

@@ -17,7 +17,7 @@ use self::surroundings::Surroundings;
 use super::{
     files::Files,
     report::{Check, Section},
-    system::User,
+    system::{User, name_of},
 };
 use crate::names::Names;
 
@@ -38,8 +38,17 @@ pub(super) struct Device {
     settings: Option<FunctionSettings>,
     /// Who has virtual functions of it, or of the physical function that it is one of; not who has itself.
     function_holders: Vec<Holder>,
-    /// The file by which a guest is given its group, once it is on vfio-pci, and its owner, group and mode.
-    group_file: Option<(String, (u32, u32, u32))>,
+    group_file: Option<GroupFile>,
+}
+
+/// The file by which a guest is given the devices of a group, once they are on vfio-pci.
+#[derive(Debug)]
+struct GroupFile {
+    path: String,
+    /// Its owner, group and mode.
+    owner: (u32, u32, u32),
+    /// The group of users who may use it.
+    users: Option<String>,
 }
 
 /// What there is to say of each of the devices, in the order in which they were named.
@@ -81,11 +90,7 @@ impl Device {
             dangers: host.dangers(&facts.device),
             function_holders: around.holders_among(functions, bdf),
             settings: around.settings(&facts.device),
-            group_file: number.and_then(|group| {
-                let path = format!("dev/vfio/{group}");
-                let owner = files.owner(&path)?;
-                Some((format!("/{path}"), owner))
-            }),
+            group_file: number.and_then(|group| GroupFile::read(files, group)),
             physical,
             facts,
         })
@@ -113,5 +118,22 @@ impl Device {
             .chain(self.functions())
             .chain(self.hardware())
             .collect()
+    }
+}
+
+impl GroupFile {
+    fn read(files: &Files, group: u32) -> Option<Self> {
+        let path = format!("dev/vfio/{group}");
+        let owner = files.owner(&path)?;
+        let (_, gid, mode) = owner;
+        let groups = files.text("etc/group").unwrap_or_default();
+        let is_shared = gid != 0 && mode & 0o060 == 0o060;
+        Some(Self {
+            path: format!("/{path}"),
+            owner,
+            users: is_shared
+                .then(|| name_of(&groups, &gid.to_string()))
+                .flatten(),
+        })
     }
 }

@@ -1,12 +1,9 @@
 //! What several devices have in common, read once: all functions of the host, their groups, and who has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use devices::pci::Bdf;
-use vfio::host::{
-    Device, Facts, Group, Holder, Host, Inventory, Known,
-    sriov::{FunctionSettings, PhysicalFunction},
-};
+use vfio::host::{Device, Facts, Group, Holder, Host, Inventory, Known, sriov::FunctionSettings};
 
 use crate::names::Names;
 
@@ -15,8 +12,8 @@ pub(super) struct Surroundings {
     pub(super) named: Vec<Bdf>,
     pub(super) names: Names,
     inventory: Inventory,
-    /// The physical functions of those that are asked about.
-    physical: BTreeMap<Bdf, PhysicalFunction>,
+    /// What the physical functions of those that are asked about keep for their virtual ones, by index.
+    settings: BTreeMap<Bdf, Vec<(u32, FunctionSettings)>>,
 }
 
 impl Surroundings {
@@ -24,17 +21,18 @@ impl Surroundings {
         let inventory = host.inventory();
         let asked = inventory.functions.iter().map(|facts| &facts.device);
         let asked = asked.filter(|one| named.contains(&one.bdf));
-        let mut physical = BTreeMap::new();
-        for (bdf, _) in asked.clone().filter_map(|one| one.virtual_function_of) {
-            // What cannot be asked for is not told.
-            if !physical.contains_key(&bdf) {
-                physical.extend(host.physical(bdf).ok().map(|facts| (bdf, facts)));
-            }
-        }
+        let physical = asked
+            .clone()
+            .filter_map(|one| Some(one.virtual_function_of?.0));
+        let physical: BTreeSet<Bdf> = physical.collect();
+        let all = inventory.functions.iter().map(|facts| &facts.device);
+        let settings = all
+            .filter(|one| physical.contains(&one.bdf))
+            .map(|one| (one.bdf, host.function_settings(one)));
         Self {
             named: named.to_vec(),
             names: Names::of_system(asked.map(|one| (one.vendor, one.device))),
-            physical,
+            settings: settings.collect(),
             inventory,
         }
     }
@@ -70,8 +68,8 @@ impl Surroundings {
     /// What the physical function's driver keeps for a virtual one.
     pub(super) fn settings(&self, device: &Device) -> Option<FunctionSettings> {
         let (physical, index) = device.virtual_function_of?;
-        let functions = &self.physical.get(&physical)?.functions;
-        let function = functions.iter().find(|one| one.index == index)?;
-        Some(function.settings)
+        let mut functions = self.settings.get(&physical)?.iter();
+        let (_, settings) = functions.find(|(number, _)| *number == index)?;
+        Some(*settings)
     }
 }

@@ -7,7 +7,7 @@ use super::{
         report::{Check, Fix},
         system::User,
     },
-    Device,
+    Device, GroupFile,
 };
 
 impl Device {
@@ -172,17 +172,26 @@ impl Device {
     }
 
     fn permission(&self, user: &User) -> Option<Check> {
-        let (file, owner) = self.group_file.as_ref()?;
-        let name = "permission";
+        let GroupFile { path, owner, users } = self.group_file.as_ref()?;
+        let (name, who) = ("permission", &user.name);
         if user.may_use(*owner) {
-            return Some(Check::good(name, format!("{} may use {file}", user.name)));
+            return Some(Check::good(name, format!("{who} may use {path}")));
         }
-        Some(
-            Check::failure(name, format!("{} may not use {file}", user.name)).fix(Fix::root(
+        let check = Check::failure(name, format!("{who} may not use {path}"));
+        Some(match users {
+            Some(users) => check
+                .why(format!("it is for the group {users}"))
+                .fix(Fix::root(
+                    format!(
+                        "join that group, then log in again (or, in this shell: newgrp {users})"
+                    ),
+                    format!("usermod -aG {users} {who}"),
+                )),
+            None => check.fix(Fix::root(
                 "give it to them, until the device is bound anew",
-                format!("chown {} {file}", user.name),
+                format!("chown {who} {path}"),
             )),
-        )
+        })
     }
 }
 
