@@ -1,9 +1,6 @@
 //! One PCI function of the host, and what its sysfs directory says about it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{cell::RefCell, collections::BTreeMap, fs, path::PathBuf, rc::Rc};
 
 use devices::pci::Bdf;
 
@@ -68,8 +65,13 @@ pub struct NetInterface {
     pub state: Option<String>,
 }
 
-/// Every network interface and where its device is: `../../devices/pci0000:00/0000:00:01.0/0000:03:10.3/net/eth2`.
-pub(super) struct NetLinks(Vec<(String, PathBuf)>);
+/// What functions have in common, so that it is read once for all of them.
+pub(super) struct Surroundings {
+    /// The network interfaces that stand on a function, or on one behind it.
+    interfaces: BTreeMap<Bdf, Vec<String>>,
+    /// The virtual functions of those physical ones that were asked for.
+    virtual_functions: RefCell<BTreeMap<Bdf, Rc<[Bdf]>>>,
+}
 
 /// An interface's flag that it is switched on, `IFF_UP` of linux/if.h.
 const IFF_UP: u32 = 1 << 0;
@@ -109,7 +111,7 @@ impl Host {
     /// What there is to know about a function.
     pub fn device(&self, bdf: Bdf) -> Result<Device, DeviceError> {
         let config = ConfigSpace::header(&self.pci_dir(bdf));
-        self.device_among(bdf, &config, &self.net_links())
+        self.device_among(bdf, &config, &self.surroundings())
     }
 
     /// The same, given what has been read before.
@@ -117,7 +119,7 @@ impl Host {
         &self,
         bdf: Bdf,
         config: &ConfigSpace,
-        net: &NetLinks,
+        around: &Surroundings,
     ) -> Result<Device, DeviceError> {
         let dir = self.pci_dir(bdf);
         if !dir.exists() {
@@ -145,12 +147,12 @@ impl Host {
                 .and_then(|name| name.parse().ok()),
             // -1, no node, does not parse.
             numa_node: sysfs::number(&dir.join("numa_node")),
-            virtual_function_of: self.physical_function(bdf),
-            sriov: self.sriov(bdf),
+            virtual_function_of: self.physical_function(bdf, around),
+            sriov: self.sriov(bdf, around),
             reset_methods: sysfs::text(&dir.join("reset_method"))
                 .map(|text| text.split_whitespace().map(String::from).collect())
                 .unwrap_or_default(),
-            interfaces: self.interfaces(bdf, net),
+            interfaces: self.interfaces(bdf, around),
             boot_vga: sysfs::number(&dir.join("boot_vga")) == Some(1),
         })
     }
@@ -162,43 +164,57 @@ impl Host {
         class.is_some_and(|class| is_bridge(header_type(&ConfigSpace::header(&dir), class), class))
     }
 
-    fn physical_function(&self, bdf: Bdf) -> Option<(Bdf, u32)> {
+    fn physical_function(&self, bdf: Bdf, around: &Surroundings) -> Option<(Bdf, u32)> {
         let physical = sysfs::link_name(&self.pci_dir(bdf).join("physfn"))?;
         let physical = physical.parse().ok()?;
-        let functions = self.virtual_functions(physical);
+        let functions = self.virtual_functions(physical, around);
         let at = functions.iter().position(|&function| function == bdf)?;
         Some((physical, u32::try_from(at).ok()?))
     }
 
-    fn sriov(&self, bdf: Bdf) -> Option<Sriov> {
+    fn sriov(&self, bdf: Bdf, around: &Surroundings) -> Option<Sriov> {
         let total = sysfs::number(&self.pci_dir(bdf).join("sriov_totalvfs"))?;
-        let functions = self.virtual_functions(bdf);
+        let functions = self.virtual_functions(bdf, around).to_vec();
         Some(Sriov { total, functions })
     }
 
     /// The enabled virtual functions of `physical`, by index: links `virtfn0`, `virtfn1`, …
-    fn virtual_functions(&self, physical: Bdf) -> Vec<Bdf> {
+    fn virtual_functions(&self, physical: Bdf, around: &Surroundings) -> Rc<[Bdf]> {
         let dir = self.pci_dir(physical);
-        (0..u32::from(u16::MAX))
-            .map_while(|index| sysfs::link_name(&dir.join(format!("virtfn{index}"))))
-            .map_while(|name| name.parse().ok())
-            .collect()
+        let read = || {
+            (0..u32::from(u16::MAX))
+                .map_while(|index| sysfs::link_name(&dir.join(format!("virtfn{index}"))))
+                .map_while(|name| name.parse().ok())
+                .collect()
+        };
+        let mut known = around.virtual_functions.borrow_mut();
+        known.entry(physical).or_insert_with(read).clone()
     }
 
-    pub(super) fn net_links(&self) -> NetLinks {
+    /// What functions have in common now.
+    pub(super) fn surroundings(&self) -> Surroundings {
         let class = self.roots.sys.join("class/net");
-        let links = sysfs::names(&class).into_iter();
-        let links = links.filter_map(|name| Some((fs::read_link(class.join(&name)).ok()?, name)));
-        NetLinks(links.map(|(path, name)| (name, path)).collect())
+        let mut interfaces: BTreeMap<Bdf, Vec<String>> = BTreeMap::new();
+        for name in sysfs::names(&class) {
+            let path = fs::read_link(class.join(&name)).unwrap_or_default();
+            // `../../devices/pci0000:00/0000:00:01.0/0000:03:10.3/net/eth2`
+            let parts = path.iter().filter_map(|part| part.to_str()?.parse().ok());
+            for function in parts {
+                interfaces.entry(function).or_default().push(name.clone());
+            }
+        }
+        Surroundings {
+            interfaces,
+            virtual_functions: RefCell::default(),
+        }
     }
 
     /// The network interfaces that stand on the function, directly or through a device below it (virtio, USB).
-    fn interfaces(&self, bdf: Bdf, net: &NetLinks) -> Vec<NetInterface> {
+    fn interfaces(&self, bdf: Bdf, around: &Surroundings) -> Vec<NetInterface> {
         let class = self.roots.sys.join("class/net");
-        let function = bdf.to_string();
-        let below = net.0.iter().filter(|(_, path)| is_below(path, &function));
-        below
-            .map(|(name, _)| {
+        let names = around.interfaces.get(&bdf).into_iter().flatten();
+        names
+            .map(|name| {
                 let dir = class.join(name);
                 let flags = sysfs::number(&dir.join("flags"));
                 NetInterface {
@@ -221,13 +237,10 @@ impl Host {
         let dir = self.roots.sys.join("class").join(class);
         let function = bdf.to_string();
         sysfs::names(&dir).into_iter().filter(move |name| {
-            fs::read_link(dir.join(name)).is_ok_and(|path| is_below(&path, &function))
+            fs::read_link(dir.join(name))
+                .is_ok_and(|path| path.iter().any(|part| part == function.as_str()))
         })
     }
-}
-
-fn is_below(path: &Path, function: &str) -> bool {
-    path.iter().any(|part| part == function)
 }
 
 /// Layout of the header, without the multifunction bit.

@@ -1,10 +1,18 @@
 //! Reading attributes: files of one line, directories of names, links whose last component is the answer.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::Path,
+};
 
 /// The attribute's text, trimmed. `None` where there is no such attribute or it cannot be read.
 pub(super) fn text(path: &Path) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+    // Not read_to_string(): it asks for the size first, which is a page for every attribute.
+    let mut text = String::new();
+    let file = File::open(path).ok()?;
+    file.take(u64::MAX).read_to_string(&mut text).ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// The attribute's number, decimal or `0x`-hexadecimal.

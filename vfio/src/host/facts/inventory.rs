@@ -23,8 +23,8 @@ pub struct Inventory {
 impl Host {
     /// All that there is to know about every function.
     pub fn inventory(&self) -> Inventory {
-        let net = self.net_links();
-        let facts = |bdf| match self.facts_among(bdf, &net) {
+        let around = self.surroundings();
+        let facts = |bdf| match self.facts_among(bdf, &around) {
             Ok(facts) => Some(facts),
             // It has just been removed.
             Err(DeviceError::NotFound(_)) => None,

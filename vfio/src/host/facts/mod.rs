@@ -23,7 +23,7 @@ pub use link::Link;
 pub use power::Power;
 pub(super) use resource::resources;
 
-use super::{Device, DeviceError, Host, device::NetLinks};
+use super::{Device, DeviceError, Host, device::Surroundings};
 
 /// A fact, or that it is kept from this user or was not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,15 +82,15 @@ pub struct Facts {
 impl Host {
     /// All that there is to know about a function.
     pub fn facts(&self, bdf: Bdf) -> Result<Facts, DeviceError> {
-        self.facts_among(bdf, &self.net_links())
+        self.facts_among(bdf, &self.surroundings())
     }
 
-    fn facts_among(&self, bdf: Bdf, net: &NetLinks) -> Result<Facts, DeviceError> {
+    fn facts_among(&self, bdf: Bdf, around: &Surroundings) -> Result<Facts, DeviceError> {
         let dir = self.pci_dir(bdf);
         // Before its configuration space: the kernel wakes a sleeping function to read that.
         let power = Power::read(&dir);
         let config = ConfigSpace::conventional(&dir);
-        let device = self.device_among(bdf, &config, net)?;
+        let device = self.device_among(bdf, &config, around)?;
         let resources = resources(&dir);
         let interrupts = Interrupts::of(&config);
         Ok(Facts {
