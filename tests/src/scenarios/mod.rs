@@ -15,6 +15,7 @@ mod hands;
 mod interrupts;
 mod iommufd;
 mod killed;
+mod list;
 mod mediated;
 mod permissions;
 mod reference;
@@ -63,6 +64,7 @@ fn all() -> Vec<Scenario> {
         vf::scenarios(),
         refusals::scenarios(),
         permissions::scenarios(),
+        list::scenarios(),
         sriov::scenarios(),
         doctor::scenarios(),
         drivers::scenarios(),

@@ -100,7 +100,7 @@ fn hints(shown: &[&Facts], inventory: &Inventory, left_out: &[&str]) -> Vec<Stri
     if !left_out.is_empty() {
         let columns = left_out.join(", ");
         hints.push(format!(
-            "no room here for {columns}; they are in:  viaduct list | cat"
+            "no room here for {columns}\n  see them:  viaduct list | cat"
         ));
     }
     if let Some(cause) = inventory.no_iommu {
