@@ -35,6 +35,7 @@ pub(crate) struct Host {
     monitor: Monitor,
     qemu: Owned,
     dir: PathBuf,
+    serial_log: PathBuf,
     backend: Option<&'static str>,
     scenario: Option<Scene>,
     /// How many files it was asked for; numbers them.
@@ -93,10 +94,18 @@ impl Host {
             monitor,
             qemu,
             dir: dir.to_owned(),
+            serial_log: places.serial_log(),
             backend: machine.backend,
             scenario: None,
             files: AtomicU32::new(0),
         })
+    }
+
+    /// Whether the emulator has dropped a timer interrupt of one of L1's processors, without which that one does nothing any more. L1's
+    /// kernel says so when it finds a timer long overdue (`rcu_check_gp_kthread_expired_fqs_timer` in kernel/rcu/tree_stall.h).
+    pub(crate) fn lost_its_clock(&self) -> bool {
+        let said = fs::read(&self.serial_log).unwrap_or_default();
+        String::from_utf8_lossy(&said).contains("kthread timer wakeup didn't happen for")
     }
 
     /// A scenario begins: its log takes all that is done from here on, and nothing may take longer than it.

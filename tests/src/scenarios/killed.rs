@@ -199,7 +199,7 @@ fn killed_anywhere(l1: &Host) -> Result<()> {
         )?;
     }
     note(&format!(
-        "{killed} of {rounds} were killed themselves, of the others a process that writes for them"
+        "at {killed} of {rounds} points the command itself was killed; at the others it outlived the process that writes for it"
     ));
     expect(killed > 0, "some were killed")?;
     l1.sh(UNRESERVE).map(drop)

@@ -4,6 +4,7 @@
 
 mod address_space;
 mod boot;
+mod boots;
 pub(crate) mod cards;
 mod console;
 mod dma;
@@ -30,18 +31,15 @@ mod vf;
 mod vga;
 mod virtual_devices;
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use self::boots::Boots;
 use crate::cards::{HostKernel, Machine};
 use crate::effort::Effort;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::image::Image;
-use crate::log::Log;
 use crate::paths;
-use crate::progress::{note, step};
 use crate::report::Tally;
 
 /// One scenario.
@@ -137,7 +135,14 @@ pub(crate) fn run(filter: &str, effort: Effort) -> Result<Tally> {
             Image::ready(machine.kernel)
         };
         match image {
-            Ok(image) => run_batch((&image, &machine), batch, &dir, effort, &mut tally)?,
+            Ok(image) => {
+                let mut boots = Boots::new(&image, &machine, &dir, effort);
+                for scenario in batch {
+                    let start = Instant::now();
+                    let result = boots.run(&scenario);
+                    tally.count(scenario.name, start.elapsed(), &result);
+                }
+            }
             Err(error) => {
                 let result = Err(error);
                 for scenario in batch {
@@ -148,54 +153,4 @@ pub(crate) fn run(filter: &str, effort: Effort) -> Result<Tally> {
     }
     println!("logs: {}", dir.display());
     Ok(tally)
-}
-
-fn run_batch(
-    (image, machine): (&Image, &Machine),
-    batch: Vec<Scenario>,
-    dir: &Path,
-    effort: Effort,
-    tally: &mut Tally,
-) -> Result<()> {
-    let mut host = None;
-    for (boot, scenario) in batch.into_iter().enumerate() {
-        let start = Instant::now();
-        if host.is_none() {
-            let dir = dir.join(format!("boot-{boot}"));
-            fs::create_dir_all(&dir).doing(|| format!("making {}", dir.display()))?;
-            match step("Booting L1", || Host::boot(image, machine, &dir)) {
-                Ok(up) => host = Some(up),
-                Err(error) => {
-                    tally.count(scenario.name, start.elapsed(), &Err(error));
-                    continue;
-                }
-            }
-        }
-        let Some(up) = &mut host else { continue };
-        let result = run_one(up, &scenario, dir, effort);
-        tally.count(scenario.name, start.elapsed(), &result);
-        if matches!(&result, Err(error) if !matches!(error, Error::Skipped(_))) {
-            host = None;
-        }
-    }
-    Ok(())
-}
-
-fn run_one(host: &mut Host, scenario: &Scenario, dir: &Path, effort: Effort) -> Result<()> {
-    let file = format!(
-        "{}.log",
-        scenario
-            .name
-            .replace(|c: char| !c.is_ascii_alphanumeric(), "-")
-    );
-    let log = Log::create(&dir.join(file))?;
-    host.begin(log.clone(), scenario.limit, effort);
-    let result = (scenario.run)(host);
-    if let Err(error) = &result {
-        log.add("lab", &error.to_string());
-        if !matches!(error, Error::Skipped(_)) {
-            note(&format!("full log: {}", log.path().display()));
-        }
-    }
-    result
 }

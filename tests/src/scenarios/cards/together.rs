@@ -11,19 +11,17 @@ use crate::host::Host;
 
 /// The slot of the first; the others follow.
 const FIRST_SLOT: usize = 8;
-const REBOOTS: usize = 5;
-const RELOADS: usize = 20;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
-            name: "all cards work in one guest, and again after each of five reboots",
+            name: "all cards work in one guest, and again after each of several reboots",
             machine,
             limit: Duration::from_secs(600),
-            run: |l1| work_through_reboots(l1, REBOOTS),
+            run: |l1| work_through_reboots(l1, l1.amount(2, 5)),
         },
         Scenario {
-            name: "all cards work after their drivers were unloaded and loaded 20 times",
+            name: "all cards work after their drivers were unloaded and loaded again and again",
             machine,
             limit: Duration::from_secs(400),
             run: work_after_reloads,
@@ -84,7 +82,7 @@ pub(in crate::scenarios) fn work_through_reboots(l1: &Host, reboots: usize) -> R
 }
 
 fn work_after_reloads(l1: &Host) -> Result<()> {
-    let mut guest = start(l1, Some(RELOADS))?;
+    let mut guest = start(l1, Some(l1.amount(5, 20)))?;
     let said = guest.wait_for("== used")?;
     expect_all_work(l1, &said)?;
     end(l1, guest)
