@@ -40,6 +40,11 @@ impl Owned {
         &mut self.child
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Waits until it ends by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         // A child of ours that nobody else waits for can always be waited for.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::agent::{Agent, Job, Output, Request};
 use crate::cards::{Machine, Places};
 use crate::children::Owned;
+use crate::clock::Clock;
 use crate::effort::Effort;
 use crate::error::{Doing, Error, Result, tail, tail_of};
 use crate::guest::{Plan, Vmm};
@@ -101,11 +102,12 @@ impl Host {
         })
     }
 
-    /// Whether the emulator has dropped a timer interrupt of one of L1's processors, without which that one does nothing any more. L1's
-    /// kernel says so when it finds a timer long overdue (`rcu_check_gp_kthread_expired_fqs_timer` in kernel/rcu/tree_stall.h).
-    pub(crate) fn lost_its_clock(&self) -> bool {
-        let said = fs::read(&self.serial_log).unwrap_or_default();
-        String::from_utf8_lossy(&said).contains("kthread timer wakeup didn't happen for")
+    /// Whether its processors still have their timers.
+    pub(crate) fn clock(&self) -> Clock {
+        Clock {
+            serial_log: self.serial_log.clone(),
+            qemu: self.qemu.pid(),
+        }
     }
 
     /// A scenario begins: its log takes all that is done from here on, and nothing may take longer than it.

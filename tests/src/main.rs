@@ -7,6 +7,7 @@ mod binding;
 mod cards;
 mod checks;
 mod children;
+mod clock;
 mod demo;
 mod disks;
 mod effort;
