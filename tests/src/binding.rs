@@ -28,11 +28,15 @@ impl Host {
 
     /// Whether a NIC's host driver gets a lease through it. The interface is down afterwards: left up, it may become the host's
     /// way out (by IPv6's own configuration), and then no guest may have it.
+    ///
+    /// Once more where it gets none, from the interface down: a VF that is probed and brought up while its PF still works off the
+    /// VF's reset loses what it asked the PF for, and igbvf asks again only when it goes down and up.
     pub(crate) fn has_lease(&self, address: &str) -> Result<bool> {
         let nic = format!("$(ls /sys/bus/pci/devices/{address}/net)");
         let output = self.sh(&format!(
-            "nic={nic} && ip link set $nic up && busybox udhcpc -i $nic -nqf -t 8 -T 1 -s /bin/true 2>&1; \
-             ip link set $nic down"
+            "nic={nic} && for attempt in 1 2; do \
+             ip link set $nic up && busybox udhcpc -i $nic -nqf -t 8 -T 1 -s /bin/true 2>&1 && break; \
+             ip -s link show $nic; dmesg | tail -n 8; ip link set $nic down; done; ip link set $nic down"
         ))?;
         Ok(output.contains("lease of"))
     }

@@ -178,6 +178,7 @@ fn sum_line(line: &str) -> Tally {
         passed: number("passed"),
         failed: number("failed"),
         skipped: number("ignored"),
+        put_off: 0,
     }
 }
 
@@ -196,7 +197,8 @@ mod tests {
             Tally {
                 passed: 4,
                 failed: 1,
-                skipped: 2
+                skipped: 2,
+                put_off: 0
             }
         );
         assert_eq!(skips, ["a (no /dev/kvm)"]);

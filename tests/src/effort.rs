@@ -12,6 +12,15 @@ pub(crate) enum Effort {
 }
 
 impl Effort {
+    /// What was asked for.
+    pub(crate) fn of(thorough: bool) -> Self {
+        if thorough {
+            Self::Thorough
+        } else {
+            Self::Usual
+        }
+    }
+
     /// Of a usual and a thorough amount the one that is for this run.
     pub(crate) fn amount<T>(self, usual: T, thorough: T) -> T {
         match self {

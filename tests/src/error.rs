@@ -61,6 +61,13 @@ pub(crate) enum Error {
     Skipped(String),
 }
 
+impl Error {
+    /// Whether it is no failure: what was asked for cannot be run here.
+    pub(crate) fn is_skip(&self) -> bool {
+        matches!(self, Self::Skipped(_))
+    }
+}
+
 /// The lab's result.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 

@@ -37,6 +37,7 @@ use error::{Doing, Result};
 use host::Host;
 use image::Image;
 use progress::{note, step};
+use scenarios::Way;
 use terminal::Leave;
 
 /// A machine with an IOMMU and SR-IOV cards, where there is none.
@@ -83,6 +84,9 @@ enum Order {
         /// As many rounds and random points as are worth anything, not as CI has time for.
         #[arg(long)]
         thorough: bool,
+        /// How many simulated hosts run side by side.
+        #[arg(long, value_name = "N", default_value_t = Way::usual_machines())]
+        jobs: usize,
     },
     /// Viaduct beside QEMU's microvm: time to the guest's init, exits, memory.
     Bench {
@@ -166,13 +170,17 @@ fn obey(command: Order) -> Result<i32> {
         Order::Host { options, command } => in_host(&options.machine(&[]), &command),
         Order::Shell { options, qemu } => shell(&options.machine(&qemu)),
         Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
-        Order::Test { filter, thorough } => {
-            let effort = if thorough {
-                Effort::Thorough
-            } else {
-                Effort::Usual
+        Order::Test {
+            filter,
+            thorough,
+            jobs,
+        } => {
+            let way = Way {
+                effort: Effort::of(thorough),
+                machines: jobs,
+                everything: filter.is_empty(),
             };
-            test(&filter, effort)
+            test(&filter, way)
         }
         Order::Bench { what } => match what {
             Benchmark::Start => {
@@ -199,10 +207,10 @@ fn show_image(image: &Image) -> Result<i32> {
     Ok(0)
 }
 
-fn test(filter: &str, effort: Effort) -> Result<i32> {
+fn test(filter: &str, way: Way) -> Result<i32> {
     let mut tally = checks::run(filter);
     if scenarios::any(filter) {
-        match checks::build_viaduct().and_then(|()| scenarios::run(filter, effort)) {
+        match checks::build_viaduct().and_then(|()| scenarios::run(filter, way)) {
             Ok(more) => tally.add(more),
             Err(error) => tally.count("the lab", Duration::ZERO, &Err(error)),
         }

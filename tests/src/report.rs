@@ -10,6 +10,8 @@ pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) skipped: usize,
+    /// How many of these had failed before, and ran a second time.
+    pub(crate) put_off: usize,
 }
 
 impl Tally {
@@ -32,18 +34,36 @@ impl Tally {
         }
     }
 
+    /// Says how one failed that runs once more, which is what counts.
+    pub(crate) fn put_off(&mut self, name: &str, took: Duration, error: &Error) {
+        self.put_off += 1;
+        let time = took.as_secs_f32();
+        println!(
+            "AGAIN   {name} ({time:.1} s): it failed, and runs once more at the end, alone\n{error}"
+        );
+    }
+
     /// Adds another tally.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.put_off += other.put_off;
     }
 
-    /// The last line of a test run.
+    /// The end of a test run; its last line is always of the same form.
     pub(crate) fn sum(&self) -> String {
-        format!(
-            "{} passed, {} failed, {} skipped",
-            self.passed, self.failed, self.skipped
-        )
+        let Self {
+            passed,
+            failed,
+            skipped,
+            put_off,
+        } = self;
+        let sum = format!("{passed} passed, {failed} failed, {skipped} skipped");
+        match put_off {
+            0 => sum,
+            1 => format!("1 scenario ran a second time\n{sum}"),
+            _ => format!("{put_off} scenarios ran a second time\n{sum}"),
+        }
     }
 }

@@ -4,15 +4,16 @@ use std::fs;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 use super::Scenario;
 use crate::cards::Machine;
 use crate::effort::Effort;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Result};
 use crate::host::Host;
 use crate::image::Image;
 use crate::log::Log;
-use crate::progress::{note, step};
+use crate::progress::note;
 
 /// A machine that is booted whenever a scenario finds it down.
 pub(super) struct Boots<'a> {
@@ -43,38 +44,22 @@ impl<'a> Boots<'a> {
         }
     }
 
-    /// How the scenario ends. It runs a second time if the emulator is why it failed.
+    /// How the scenario ends.
     pub(super) fn run(&mut self, scenario: &Scenario) -> Result<()> {
-        let result = self.attempt(scenario, watched);
-        // One that has nothing to run on says so, and costs the next no boot.
-        let Some(error) = result.as_ref().err().filter(|error| !is_skip(error)) else {
-            return result;
-        };
-        let lost = self.up.take().is_some_and(|host| host.clock().is_lost());
-        if !lost {
-            return result;
-        }
-        note(&format!("{error}"));
-        note("the emulator lost the timer of one of L1's processors: once more, in a new L1");
-        // Not watched: a second time it is not the emulator's chance, but the scenario's own.
-        let again = self.attempt(scenario, unwatched);
-        if again.as_ref().is_err_and(|error| !is_skip(error)) {
-            self.up = None;
-        }
-        again
-    }
-
-    fn attempt(
-        &mut self,
-        scenario: &Scenario,
-        run: fn(&Scenario, &Host) -> Result<()>,
-    ) -> Result<()> {
         let mut host = match self.up.take() {
             Some(host) => host,
             None => self.boot()?,
         };
-        let result = self.run_on(&mut host, scenario, run);
-        self.up = Some(host);
+        let result = self.run_on(&mut host, scenario);
+        match &result {
+            // One that has nothing to run on says so, and costs the next no boot.
+            Err(error) if !error.is_skip() => {
+                if host.clock().is_lost() {
+                    note("the emulator lost the timer of one of L1's processors");
+                }
+            }
+            _ => self.up = Some(host),
+        }
         result
     }
 
@@ -82,26 +67,24 @@ impl<'a> Boots<'a> {
         let dir = self.dir.join(format!("boot-{}", self.number));
         self.number += 1;
         fs::create_dir_all(&dir).doing(|| format!("making {}", dir.display()))?;
-        step("Booting L1", || Host::boot(self.image, self.machine, &dir))
+        let start = Instant::now();
+        let host = Host::boot(self.image, self.machine, &dir)?;
+        // One line, for others may be said meanwhile.
+        let took = start.elapsed().as_secs_f32();
+        eprintln!("==> Booted L1 in {took:.1} s: {}", dir.display());
+        Ok(host)
     }
 
-    fn run_on(
-        &self,
-        host: &mut Host,
-        scenario: &Scenario,
-        run: fn(&Scenario, &Host) -> Result<()>,
-    ) -> Result<()> {
+    fn run_on(&self, host: &mut Host, scenario: &Scenario) -> Result<()> {
         let name = scenario
             .name
             .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        // By boot too: what runs once more leaves the log of its first time.
-        let file = format!("{name}.{}.log", self.number);
-        let log = Log::create(&self.dir.join(file))?;
+        let log = Log::create(&self.dir.join(format!("{name}.log")))?;
         host.begin(log.clone(), scenario.limit, self.effort);
-        let result = run(scenario, host);
+        let result = watched(scenario, host);
         if let Err(error) = &result {
             log.add("lab", &error.to_string());
-            if !is_skip(error) {
+            if !error.is_skip() {
                 note(&format!("full log: {}", log.path().display()));
             }
         }
@@ -119,12 +102,4 @@ fn watched(scenario: &Scenario, host: &Host) -> Result<()> {
         drop(running);
         result
     })
-}
-
-fn unwatched(scenario: &Scenario, host: &Host) -> Result<()> {
-    (scenario.run)(host)
-}
-
-fn is_skip(error: &Error) -> bool {
-    matches!(error, Error::Skipped(_))
 }

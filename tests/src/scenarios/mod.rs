@@ -1,6 +1,6 @@
 //! The scenarios: each boots real guests with real drivers in an L1 and asserts on what a person would look at. Those that
 //! want the same machine share its boot, one after the other; one that fails costs the next a fresh boot, so that what it
-//! left behind is nobody's trouble.
+//! left behind is nobody's trouble. Different machines run side by side.
 
 mod address_space;
 mod boot;
@@ -24,6 +24,7 @@ mod refusals;
 mod reset;
 mod rom;
 mod rounds;
+mod schedule;
 mod several;
 mod sriov;
 mod through_iommufd;
@@ -31,11 +32,10 @@ mod vf;
 mod vga;
 mod virtual_devices;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use self::boots::Boots;
+pub(crate) use self::schedule::Way;
 use crate::cards::{HostKernel, Machine};
-use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::image::Image;
@@ -99,58 +99,24 @@ pub(crate) fn expect(truth: bool, what: &str) -> Result<()> {
     }
 }
 
-/// The names that contain the filter, by machine.
-fn batches(filter: &str) -> Vec<(Machine, Vec<Scenario>)> {
-    let mut batches: Vec<(Machine, Vec<Scenario>)> = Vec::new();
-    for scenario in all()
-        .into_iter()
-        .filter(|scenario| scenario.name.contains(filter))
-    {
-        let machine = (scenario.machine)();
-        match batches.iter_mut().find(|(known, _)| *known == machine) {
-            Some((_, batch)) => batch.push(scenario),
-            None => batches.push((machine, vec![scenario])),
-        }
-    }
-    batches
+/// Those whose name contains the filter.
+fn named(filter: &str) -> Vec<Scenario> {
+    let mut scenarios = all();
+    scenarios.retain(|scenario| scenario.name.contains(filter));
+    scenarios
 }
 
 /// Whether there is any scenario for the filter: without one there is nothing to build or boot.
 pub(crate) fn any(filter: &str) -> bool {
-    all().iter().any(|scenario| scenario.name.contains(filter))
+    !named(filter).is_empty()
 }
 
 /// Runs those whose name contains the filter.
-pub(crate) fn run(filter: &str, effort: Effort) -> Result<Tally> {
-    let mut tally = Tally::default();
+pub(crate) fn run(filter: &str, way: Way) -> Result<Tally> {
     // Without it there is nothing to tell of any scenario.
     Image::ready(HostKernel::Stock)?;
     let dir = paths::run("test")?;
-    for (number, (machine, batch)) in batches(filter).into_iter().enumerate() {
-        let dir = dir.join(format!("batch-{number}"));
-        // A run of everything is to fit into CI's 40 minutes on a fresh machine of two cores; whoever names scenarios wants them.
-        let image = if filter.is_empty() && !Image::has_kernel(machine.kernel) {
-            Err(Error::Skipped("the host's other kernel is not built yet, which takes minutes: cargo lab image --kernel iommufd".into()))
-        } else {
-            Image::ready(machine.kernel)
-        };
-        match image {
-            Ok(image) => {
-                let mut boots = Boots::new(&image, &machine, &dir, effort);
-                for scenario in batch {
-                    let start = Instant::now();
-                    let result = boots.run(&scenario);
-                    tally.count(scenario.name, start.elapsed(), &result);
-                }
-            }
-            Err(error) => {
-                let result = Err(error);
-                for scenario in batch {
-                    tally.count(scenario.name, Duration::ZERO, &result);
-                }
-            }
-        }
-    }
+    let tally = schedule::run(named(filter), way, &dir);
     println!("logs: {}", dir.display());
     Ok(tally)
 }
