@@ -87,9 +87,9 @@ impl Common {
         }
     }
 
-    /// Reads at any width. `needs_reset` shows in the status.
-    pub(super) fn read(&self, offset: usize, data: &mut [u8], needs_reset: bool) {
-        let image = self.image(needs_reset);
+    /// Reads at any width. `needs_reset` shows in the status, `generation` is the configuration's.
+    pub(super) fn read(&self, offset: usize, data: &mut [u8], needs_reset: bool, generation: u8) {
+        let image = self.image(needs_reset, generation);
         data.fill(0);
         let stored = image.iter().skip(offset);
         data.iter_mut()
@@ -97,7 +97,7 @@ impl Common {
             .for_each(|(to, from)| *to = *from);
     }
 
-    fn image(&self, needs_reset: bool) -> [u8; at::LEN] {
+    fn image(&self, needs_reset: bool, generation: u8) -> [u8; at::LEN] {
         let mut image = [0; at::LEN];
         let mut put = |offset: usize, value: &[u8]| {
             let place = image.iter_mut().skip(offset);
@@ -124,6 +124,7 @@ impl Common {
         put(at::NUM_QUEUES, &queues.to_le_bytes());
         let reset = if needs_reset { STATUS_NEEDS_RESET } else { 0 };
         put(at::STATUS, &[self.status | reset]);
+        put(at::CONFIG_GENERATION, &[generation]);
         put(at::QUEUE_SELECT, &self.queue_select.to_le_bytes());
         // A queue that is not there has a size of 0 (§4.1.4.3).
         if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {

@@ -59,8 +59,9 @@ impl Device {
 
     /// Reads the common configuration.
     pub(super) fn common_read(&self, offset: usize, data: &mut [u8]) {
-        self.common
-            .read(offset, data, self.interrupts.needs_reset());
+        let needs_reset = self.interrupts.needs_reset();
+        let generation = self.kind.config.generation();
+        self.common.read(offset, data, needs_reset, generation);
     }
 
     /// Writes the common configuration, and does what that asks for.
@@ -115,7 +116,13 @@ impl Device {
     fn serve(&self, (index, registers): (usize, &super::queue::QueueRegisters)) -> Option<Served> {
         let queue = registers.queue(self.ram.memory(), self.common.features())?;
         let bell = self.bells.get(index)?.clone();
-        Some(Served { index, queue, bell })
+        Some(Served {
+            index,
+            queue,
+            bell,
+            has_rung: false,
+            is_waiting: false,
+        })
     }
 
     /// The driver's reset: once it is done the device touches no memory and does not interrupt (§2.4).

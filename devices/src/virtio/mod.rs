@@ -10,6 +10,7 @@
 pub mod blk;
 mod chain;
 mod common;
+mod config;
 mod device;
 mod function;
 mod interrupts;
@@ -22,13 +23,16 @@ mod window;
 mod worker;
 
 pub use chain::{Buffer, Chain, Garbage};
+pub use config::Config;
 pub use function::{VirtioFunction, Wiring};
 pub use rng::Rng;
+
+use std::os::fd::RawFd;
 
 use vm_memory::GuestMemoryMmap;
 
 /// What a device is and offers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Kind {
     /// What its thread is called, and its messages begin with.
     pub name: String,
@@ -40,8 +44,18 @@ pub struct Kind {
     pub features: u64,
     /// The most entries of each of its queues, powers of two.
     pub queues: Vec<u16>,
-    /// Its configuration, which never changes.
-    pub config: Vec<u8>,
+    /// Its configuration.
+    pub config: Config,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It is done; how many bytes of its writable buffers are new.
+    Done(u32),
+    /// Nothing is there for it yet, and nothing was done. It stays first in its queue, and is served anew when the device's source
+    /// stirred, or something was done in another queue.
+    NotYet,
 }
 
 /// What a device does.
@@ -52,12 +66,24 @@ pub trait Backend: Send {
     /// What of its features the driver took. Said before any request.
     fn agree(&mut self, features: u64);
 
-    /// Serves one request; how many bytes of its writable buffers are new. A request that fails is answered as the device's type has
-    /// it; one that makes no sense is an error, and the last thing that the device is asked before its reset.
+    /// Serves one request. One that fails is answered as the device's type has it; one that makes no sense is an error, and the last
+    /// thing that the device is asked before its reset.
     fn serve(
         &mut self,
         queue: usize,
         request: Chain,
         memory: &GuestMemoryMmap,
-    ) -> Result<u32, Garbage>;
+    ) -> Result<Answer, Garbage>;
+
+    /// What of the host's the device waits for besides its queues: a descriptor that epoll knows, the same and open for as long as the
+    /// device is. It is watched by its edges. A device that waits for several things has an epoll of its own for them, and that is its source.
+    fn source(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// The source is ready, or was when the device started: whether the configuration changed by it. Requests that it was `NotYet` for
+    /// are served anew afterwards.
+    fn stirred(&mut self) -> bool {
+        false
+    }
 }

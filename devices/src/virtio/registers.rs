@@ -55,7 +55,9 @@ pub(super) mod common {
     pub(crate) const NUM_QUEUES: usize = 0x12;
     /// Device status, 8 bits.
     pub(crate) const STATUS: usize = 0x14;
-    /// Which queue the following are of, 16 bits. (At 0x15 is the generation of the device's configuration, which never changes.)
+    /// The generation of the device's own configuration, 8 bits.
+    pub(crate) const CONFIG_GENERATION: usize = 0x15;
+    /// Which queue the following are of, 16 bits.
     pub(crate) const QUEUE_SELECT: usize = 0x16;
     /// Its size in entries, 16 bits.
     pub(crate) const QUEUE_SIZE: usize = 0x18;

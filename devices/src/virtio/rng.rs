@@ -4,7 +4,7 @@ use std::{fs::File, io};
 
 use vm_memory::GuestMemoryMmap;
 
-use super::{Backend, Buffer, Chain, Garbage, Kind};
+use super::{Answer, Backend, Buffer, Chain, Config, Garbage, Kind};
 
 const DEVICE_TYPE: u16 = 4;
 /// Class ff (unassigned): PCI 3.0 appendix D has none for it.
@@ -36,7 +36,7 @@ impl Backend for Rng {
             class: CLASS,
             features: 0,
             queues: vec![QUEUE_SIZE],
-            config: Vec::new(),
+            config: Config::default(),
         }
     }
 
@@ -47,7 +47,7 @@ impl Backend for Rng {
         _queue: usize,
         request: Chain,
         memory: &GuestMemoryMmap,
-    ) -> Result<u32, Garbage> {
+    ) -> Result<Answer, Garbage> {
         if request.writable.is_empty() {
             return Err(Garbage::Request("random bytes"));
         }
@@ -63,7 +63,7 @@ impl Backend for Rng {
             }
             filled += part.len;
         }
-        Ok(u32::try_from(filled).unwrap_or(u32::MAX))
+        Ok(Answer::Done(u32::try_from(filled).unwrap_or(u32::MAX)))
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
             writable: vec![buffer(0x1000, 64), buffer(0x2000, 1 << 19)],
             ..Chain::default()
         };
-        assert_eq!(rng.serve(0, chain, &memory), Ok(64 << 10));
+        assert_eq!(rng.serve(0, chain, &memory), Ok(Answer::Done(64 << 10)));
         let read = |at| {
             let mut bytes = [0; 64];
             memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();

@@ -84,12 +84,7 @@ impl BusDevice for Window {
                     *first = device.interrupts.take_status();
                 }
             }
-            CONFIG => {
-                let stored = device.kind.config.iter().skip(within);
-                data.iter_mut()
-                    .zip(stored)
-                    .for_each(|(to, from)| *to = *from);
-            }
+            CONFIG => device.kind.config.read(within, data),
             TABLE => device.msix.table_read(offset - TABLE, data),
             PENDING => device.msix.pba_read(offset - PENDING, data, |vector| {
                 device.interrupts.is_latched(vector)

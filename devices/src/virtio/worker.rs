@@ -1,4 +1,4 @@
-//! The thread of a device: waits until a queue has something, and serves it.
+//! The thread of a device: waits until a queue has something, or the host for the device, and serves it.
 //!
 //! It lives from DRIVER_OK to the device's reset, so that there is no half-configured state to be in. It takes no lock of the
 //! function's; whoever stops it may hold that.
@@ -13,7 +13,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
@@ -21,7 +21,7 @@ use vmm_sys_util::{
 };
 
 use super::{
-    Backend,
+    Answer, Backend,
     chain::{Chain, Garbage},
     interrupts::{Cause, Interrupts},
 };
@@ -32,6 +32,10 @@ pub(super) struct Served {
     pub(super) index: usize,
     pub(super) queue: Queue,
     pub(super) bell: Arc<EventFd>,
+    /// Whether its driver rang, and nobody has looked yet.
+    pub(super) has_rung: bool,
+    /// Whether its first request waits for something else than its driver.
+    pub(super) is_waiting: bool,
 }
 
 /// What the thread works with.
@@ -55,8 +59,9 @@ struct Stop {
     bell: EventFd,
 }
 
-/// The token of `Stop::bell`; the others are positions in `Work::queues`.
+/// The tokens of `Stop::bell` and the device's source; the others are positions in `Work::queues`.
 const STOP: u64 = u64::MAX;
+const SOURCE: u64 = u64::MAX - 1;
 
 impl Worker {
     /// Starts serving.
@@ -66,14 +71,21 @@ impl Worker {
             bell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         });
         let epoll = Epoll::new()?;
-        let watch = |eventfd: &EventFd, token| {
-            let event = EpollEvent::new(EventSet::IN, token);
-            epoll.ctl(ControlOperation::Add, eventfd.as_raw_fd(), event)
+        let watch = |fd, token, events| {
+            let event = EpollEvent::new(events, token);
+            epoll.ctl(ControlOperation::Add, fd, event)
         };
-        watch(&stop.bell, STOP)?;
+        watch(stop.bell.as_raw_fd(), STOP, EventSet::IN)?;
         for (token, served) in (0..).zip(&work.queues) {
-            watch(&served.bell, token)?;
+            watch(served.bell.as_raw_fd(), token, EventSet::IN)?;
         }
+        let backend = work.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = backend.source() {
+            // By edges: what the driver has no room for yet stays there, and must not keep us awake.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            watch(source, SOURCE, events)?;
+        }
+        drop(backend);
         let told = stop.clone();
         let thread = thread::Builder::new()
             .name(work.name.clone())
@@ -99,8 +111,8 @@ impl Drop for Worker {
 }
 
 fn run(mut work: Work, epoll: &Epoll, stop: &Stop) {
-    let mut backend = work.backend.lock().unwrap_or_else(PoisonError::into_inner);
-    let memory = work.ram.memory();
+    let backend = work.backend.clone();
+    let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ready = [EpollEvent::default(); 8];
     loop {
         let count = match epoll.wait(-1, &mut ready) {
@@ -109,52 +121,89 @@ fn run(mut work: Work, epoll: &Epoll, stop: &Stop) {
             Ok(count) => count,
         };
         for event in ready.iter().take(count) {
-            let at = usize::try_from(event.data()).unwrap_or(usize::MAX);
-            let Some(served) = work.queues.get_mut(at) else {
-                return;
-            };
+            match event.data() {
+                STOP => return,
+                SOURCE if backend.stirred() => work.interrupts.signal(Cause::Config),
+                // What waits is served anew.
+                SOURCE => {}
+                queue => work.rang(queue),
+            }
+        }
+        if let Err((queue, garbage)) = work.serve(&mut **backend, stop) {
+            // The guest can do this as often as it resets the device, which is seldom enough to say at this level only.
+            log::debug!("{}: queue {queue}: {garbage}: it needs a reset", work.name);
+            return work.interrupts.need_reset();
+        }
+    }
+}
+
+impl Work {
+    fn rang(&mut self, queue: u64) {
+        let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+        if let Some(served) = self.queues.get_mut(queue) {
             // How often it rang does not matter: all that is there is served.
             let _ = served.bell.read();
-            let interrupts = &*work.interrupts;
-            if let Err(garbage) = serve_all(served, &mut **backend, memory, interrupts, stop) {
-                // The guest can do this as often as it resets the device, which is seldom enough to say at this level only.
-                log::debug!(
-                    "{}: queue {}: {garbage}: it needs a reset",
-                    work.name,
-                    served.index
-                );
-                return interrupts.need_reset();
+            served.has_rung = true;
+        }
+    }
+
+    /// Serves what rang and what waits, until nothing done in one queue makes anything possible in another.
+    fn serve(&mut self, backend: &mut dyn Backend, stop: &Stop) -> Result<(), (usize, Garbage)> {
+        let memory = self.ram.memory();
+        loop {
+            let mut has_served = false;
+            for served in &mut self.queues {
+                if served.has_rung || served.is_waiting {
+                    served.has_rung = false;
+                    let served_some = serve_all(served, backend, memory, &self.interrupts, stop);
+                    has_served |= served_some.map_err(|garbage| (served.index, garbage))?;
+                }
+            }
+            if !has_served || stop.asked.load(Ordering::SeqCst) {
+                return Ok(());
             }
         }
     }
 }
 
-/// Serves what is in a queue until it is empty and its driver will ring again.
+/// Serves what is in a queue until it is empty and its driver will ring again, or its first request has to wait; whether any was
+/// served.
 fn serve_all(
     served: &mut Served,
     backend: &mut dyn Backend,
     memory: &GuestMemoryMmap,
     interrupts: &Interrupts,
     stop: &Stop,
-) -> Result<(), Garbage> {
+) -> Result<bool, Garbage> {
     let Served { index, queue, .. } = served;
     let ring = |_| Garbage::Ring;
+    let mut has_served = false;
     loop {
         queue.disable_notification(memory).map_err(ring)?;
         while let Some(chain) = Chain::next(queue, memory)? {
             let head = chain.head;
-            let written = backend.serve(*index, chain, memory)?;
+            let Answer::Done(written) = backend.serve(*index, chain, memory)? else {
+                // It is taken again, and looked at again: what its driver writes over it meanwhile is its own loss.
+                queue.go_to_previous_position();
+                served.is_waiting = true;
+                return Ok(has_served);
+            };
+            has_served = true;
             queue.add_used(memory, head, written).map_err(ring)?;
             if queue.needs_notification(memory).map_err(ring)? {
                 interrupts.signal(Cause::Queue(*index));
             }
             // A guest with several processors can keep a queue full for ever.
             if stop.asked.load(Ordering::SeqCst) {
-                return Ok(());
+                return Ok(has_served);
             }
         }
+        served.is_waiting = false;
         if !queue.enable_notification(memory).map_err(ring)? {
-            return Ok(());
+            return Ok(has_served);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ pub use disk::{Disk, DiskError};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::request::{Failed, Request, Status};
-use super::{Backend, Chain, Garbage, Kind};
+use super::{Answer, Backend, Chain, Garbage, Kind};
 
 const DEVICE_TYPE: u16 = 2;
 /// Mass storage, of no particular kind: PCI 3.0 appendix D.
@@ -170,7 +170,7 @@ impl Backend for Blk {
             class: CLASS,
             features: self.features(),
             queues: vec![QUEUE_SIZE; self.queues.into()],
-            config: self.config(),
+            config: self.config().into(),
         }
     }
 
@@ -183,7 +183,7 @@ impl Backend for Blk {
         _queue: usize,
         mut request: Chain,
         memory: &GuestMemoryMmap,
-    ) -> Result<u32, Garbage> {
+    ) -> Result<Answer, Garbage> {
         let header = request.take_header(memory)?;
         let status_at = request.take_last_byte()?;
         let done = self.perform(header, &mut request, memory);
@@ -200,7 +200,8 @@ impl Backend for Blk {
             .map_err(|_| Garbage::Request("status"))?;
         let written: usize = request.writable.iter().map(|buffer| buffer.len).sum();
         // virtio-queue takes no chain of more than 4 GiB.
-        Ok(u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1))
+        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        Ok(Answer::Done(written.saturating_add(1)))
     }
 }
 

@@ -67,7 +67,9 @@ impl Table {
             writable: written.into_iter().chain([buffer(STATUS, 1)]).collect(),
             ..Chain::default()
         };
-        let used = self.blk.serve(0, chain, memory).unwrap();
+        let Answer::Done(used) = self.blk.serve(0, chain, memory).unwrap() else {
+            panic!("a disk never has anybody wait");
+        };
         (memory.read_obj(GuestAddress(STATUS)).unwrap(), used)
     }
 

@@ -11,19 +11,19 @@ fn common() -> Common {
 
 fn word(common: &Common, at: usize) -> u16 {
     let mut data = [0; 2];
-    common.read(at, &mut data, false);
+    common.read(at, &mut data, false, 7);
     u16::from_le_bytes(data)
 }
 
 fn dword(common: &Common, at: usize) -> u32 {
     let mut data = [0; 4];
-    common.read(at, &mut data, false);
+    common.read(at, &mut data, false, 7);
     u32::from_le_bytes(data)
 }
 
 fn status(common: &Common) -> u8 {
     let mut data = [0];
-    common.read(at::STATUS, &mut data, false);
+    common.read(at::STATUS, &mut data, false, 7);
     data[0]
 }
 
@@ -100,7 +100,7 @@ fn the_device_starts_once_and_a_zero_resets_it() {
 #[test]
 fn a_device_that_needs_a_reset_says_so() {
     let mut data = [0];
-    agreed().read(at::STATUS, &mut data, true);
+    agreed().read(at::STATUS, &mut data, true, 7);
     assert_eq!(data, [0x4b]);
 }
 
@@ -179,10 +179,10 @@ fn all_widths_read_the_same_after_any_writes() {
             common.reset();
         }
         let mut whole = [0; 8];
-        common.read(offset, &mut whole[..len], false);
+        common.read(offset, &mut whole[..len], false, 7);
         for (at, expected) in (offset..).zip(&whole[..len]) {
             let mut byte = [0];
-            common.read(at, &mut byte, false);
+            common.read(at, &mut byte, false, 7);
             assert_eq!(byte[0], *expected);
         }
     }

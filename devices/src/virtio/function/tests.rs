@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{
     super::{
-        Chain, Garbage, Kind,
+        Answer, Chain, Garbage, Kind,
         registers::{STATUS_NEEDS_RESET, common},
         testing::{Driver, FakeDoorbells, FakeMsi, WRITE, ram},
     },
@@ -46,7 +46,7 @@ impl Backend for Echo {
             class: 0xff_00_00,
             features: 0,
             queues: vec![Driver::SIZE, Driver::SIZE],
-            config: vec![1, 2, 3, 4],
+            config: vec![1, 2, 3, 4].into(),
         }
     }
 
@@ -57,12 +57,12 @@ impl Backend for Echo {
         queue: usize,
         mut request: Chain,
         memory: &GuestMemoryMmap,
-    ) -> Result<u32, Garbage> {
+    ) -> Result<Answer, Garbage> {
         let header: [u8; 4] = request.take_header(memory)?;
         let _ = self.0.send(header.to_vec());
         let at = request.take_last_byte()?;
         memory.write_obj(u8::try_from(queue).unwrap(), at).unwrap();
-        Ok(1)
+        Ok(Answer::Done(1))
     }
 }
 
