@@ -63,22 +63,26 @@ impl Host {
         if let Some(sriov) = device.sriov.as_ref().filter(|s| !s.functions.is_empty()) {
             dangers.push(Danger::VirtualFunctions(sriov.functions.clone()));
         }
-        let routed = self.interfaces_of_default_route();
-        dangers.extend(
-            device
-                .interfaces
-                .iter()
-                .filter(|interface| routed.contains(&interface.name))
-                .map(|interface| Danger::DefaultRoute {
-                    interface: interface.name.clone(),
-                }),
-        );
-        dangers.extend(self.disks_in_use(device.bdf));
-        dangers.extend(self.shares_in_use(device.bdf));
+        if !device.interfaces.is_empty() {
+            dangers.extend(self.routes_through(device));
+        }
+        let mounts = self.mounts();
+        dangers.extend(self.disks_in_use(device.bdf, &mounts));
+        dangers.extend(self.shares_in_use(device.bdf, &mounts));
         if device.boot_vga {
             dangers.push(Danger::BootVga);
         }
         dangers
+    }
+
+    fn routes_through(&self, device: &Device) -> impl Iterator<Item = Danger> {
+        let routed = self.interfaces_of_default_route();
+        let interfaces = device.interfaces.iter();
+        interfaces
+            .filter(move |interface| routed.contains(&interface.name))
+            .map(|interface| Danger::DefaultRoute {
+                interface: interface.name.clone(),
+            })
     }
 
     /// The interfaces of the default routes, and the ones below those (of a bridge, a bond, a VLAN).
@@ -101,9 +105,11 @@ impl Host {
             (any && columns.get(1) == Some(&"00")).then(|| (*name).to_owned())
         });
         let mut found: HashSet<String> = v4.chain(v6).collect();
+        let mut layer: Vec<String> = found.iter().cloned().collect();
         for _ in 0..LAYERS {
-            let lower: Vec<String> = found.iter().flat_map(|name| self.lower(name)).collect();
-            found.extend(lower);
+            let lower = layer.iter().flat_map(|name| self.lower(name));
+            layer = lower.filter(|name| !found.contains(name)).collect();
+            found.extend(layer.iter().cloned());
         }
         found
     }
@@ -116,8 +122,7 @@ impl Host {
             .collect()
     }
 
-    fn disks_in_use(&self, bdf: Bdf) -> Vec<Danger> {
-        let mounts = self.mounts();
+    fn disks_in_use(&self, bdf: Bdf, mounts: &[Mount]) -> Vec<Danger> {
         let swaps = self.swaps();
         let mut dangers = Vec::new();
         for disk in self.class_devices_below("block", bdf) {
@@ -135,8 +140,7 @@ impl Host {
     }
 
     /// Folders of somebody else's that are mounted through a virtio device on the function (9p, virtiofs).
-    fn shares_in_use(&self, bdf: Bdf) -> Vec<Danger> {
-        let mounts = self.mounts();
+    fn shares_in_use(&self, bdf: Bdf, mounts: &[Mount]) -> Vec<Danger> {
         let devices = sysfs::names(&self.pci_dir(bdf)).into_iter();
         let devices = devices.filter(|name| name.starts_with("virtio"));
         let tags = devices.flat_map(|device| self.tags(bdf, &device));

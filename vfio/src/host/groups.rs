@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use devices::pci::Bdf;
 
-use super::{DeviceError, Host, NoIommu, is_vfio, short, sysfs, unique};
+use super::{Device, DeviceError, Host, NoIommu, is_vfio, short, sysfs, unique};
 
 /// An IOMMU group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,15 +184,26 @@ impl Host {
 
     /// The group that a function is in.
     pub fn group_of(&self, device: Bdf) -> Result<Group, GroupError> {
-        match self.device(device)?.iommu_group {
-            Some(number) => Ok(self.group(number)),
-            None => Err(self.no_iommu(device).into()),
-        }
+        Ok(self.group(self.group_number(&self.device(device)?)?))
+    }
+
+    /// The number of the group that a function is in.
+    pub(super) fn group_number(&self, device: &Device) -> Result<u32, GroupError> {
+        let missing = || self.no_iommu(device.bdf).into();
+        device.iommu_group.ok_or_else(missing)
     }
 
     /// Whether the group of `device` can be given to a guest that gets all of `taking`.
     pub fn viability(&self, device: Bdf, taking: &[Bdf]) -> Result<(), GroupError> {
-        let group = self.group_of(device)?;
+        self.viability_of(self.group_of(device)?, device, taking)
+    }
+
+    pub(super) fn viability_of(
+        &self,
+        group: Group,
+        device: Bdf,
+        taking: &[Bdf],
+    ) -> Result<(), GroupError> {
         let goes_along = |m: &Member| m.bdf.is_some_and(|b| b == device || taking.contains(&b));
         let blockers: Vec<Member> = group
             .members

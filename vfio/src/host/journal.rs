@@ -239,7 +239,8 @@ impl Host {
             }
         }
         // Ten columns, so that a shorter number overwrites a longer one.
-        write!(file, "{:<10}", std::process::id()).map_err(io)?;
+        let pid = format!("{:<10}", std::process::id());
+        file.write_all(pid.as_bytes()).map_err(io)?;
         Ok(file)
     }
 

@@ -4,7 +4,8 @@ use devices::pci::Bdf;
 
 use super::{
     BindOptions, Danger, Device, DeviceError, GroupError, Holder, Host, JournalError, StepError,
-    is_vfio, journal::Entry, short, sriov::SriovError, steps::VFIO_PCI,
+    device::Surroundings, facts::ConfigSpace, is_vfio, journal::Entry, short, sriov::SriovError,
+    steps::VFIO_PCI,
 };
 
 /// Devices cannot be bound. What had been changed is back as it was, unless the text says otherwise.
@@ -83,9 +84,10 @@ fn pids(holders: &[Holder]) -> String {
 impl Host {
     /// What [`Host::take`] checks before it changes anything.
     pub fn check_take(&self, devices: &[Bdf], options: &BindOptions) -> Result<(), BindingError> {
+        let around = self.surroundings();
         for &device in devices {
-            self.check_one(device, options)?;
-            self.viability(device, devices)?;
+            let group = self.check_one(device, &around, options)?;
+            self.viability_of(self.group(group), device, devices)?;
         }
         Ok(())
     }
@@ -97,9 +99,10 @@ impl Host {
             let driver = driver.to_owned();
             return Err(BindingError::NotVfio { driver });
         }
+        let around = self.surroundings();
         devices
             .iter()
-            .try_for_each(|&device| self.check_one(device, options))
+            .try_for_each(|&device| self.check_one(device, &around, options).map(drop))
     }
 
     /// That nobody has the groups of these devices open, which are already where a guest can have them.
@@ -111,20 +114,25 @@ impl Host {
         Ok(())
     }
 
-    fn check_one(&self, device: Bdf, options: &BindOptions) -> Result<(), BindingError> {
-        let facts = self.device(device)?;
+    /// Returns the number of its group.
+    fn check_one(
+        &self,
+        device: Bdf,
+        around: &Surroundings,
+        options: &BindOptions,
+    ) -> Result<u32, BindingError> {
+        let config = ConfigSpace::header(&self.pci_dir(device));
+        let facts = self.device_among(device, &config, around)?;
         if facts.is_bridge() {
             return Err(BindingError::Bridge(device));
         }
-        let group = self.group_of(device)?.number;
+        let group = self.group_number(&facts)?;
         self.refuse_if_held_by(device, self.holders(group))?;
-        if facts.driver.as_deref().is_some_and(is_vfio) {
-            return Ok(());
-        }
-        if !options.force {
+        let on_vfio = facts.driver.as_deref().is_some_and(is_vfio);
+        if !on_vfio && !options.force {
             self.refuse_if_dangerous(&facts)?;
         }
-        Ok(())
+        Ok(group)
     }
 
     pub(super) fn refuse_if_dangerous(&self, device: &Device) -> Result<(), BindingError> {

@@ -1,6 +1,6 @@
 //! Reading and writing attributes for one change of bindings, from the lock of the journal to its release.
 
-use std::{fs::File, io};
+use std::{fs::File, io, sync::Arc};
 
 use devices::pci::Bdf;
 
@@ -8,6 +8,7 @@ use super::{
     Host, StepError,
     attributes::{Answer, Attributes, Request},
     sysfs,
+    variants::Variants,
 };
 
 /// Who does it at present.
@@ -16,6 +17,8 @@ pub(super) struct Session {
     /// The lock of the journal, for whom we start.
     lock: Option<File>,
     server: Option<Box<dyn Attributes>>,
+    /// What is in the kernel's list of modules, once somebody wanted to know.
+    variants: Option<Arc<Variants>>,
 }
 
 impl Host {
@@ -23,7 +26,7 @@ impl Host {
     pub(super) fn begin_session(&self, lock: File) {
         *self.session() = Session {
             lock: Some(lock),
-            server: None,
+            ..Session::default()
         };
     }
 
@@ -37,6 +40,18 @@ impl Host {
         self.session
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The drivers that were made for some devices. They are read once for all devices of one change.
+    pub(super) fn variants(&self) -> Arc<Variants> {
+        let mut session = self.session();
+        if session.lock.is_none() {
+            return Arc::new(self.read_variants());
+        }
+        let known = &mut session.variants;
+        known
+            .get_or_insert_with(|| Arc::new(self.read_variants()))
+            .clone()
     }
 
     /// Reads an attribute of `device`, or writes to it. What the kernel answered; an error where it does not.

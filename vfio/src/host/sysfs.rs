@@ -8,8 +8,9 @@ use std::{
 
 /// The attribute's text, trimmed. `None` where there is no such attribute or it cannot be read.
 pub(super) fn text(path: &Path) -> Option<String> {
-    // Not read_to_string(): it asks for the size first, which is a page for every attribute.
-    let mut text = String::new();
+    // Not fs::read_to_string(): it asks for the size first, which says nothing of an attribute. What it says fits into a page
+    // (Documentation/filesystems/sysfs.rst), so that one read gets it and another one its end.
+    let mut text = String::with_capacity(4096);
     let file = File::open(path).ok()?;
     file.take(u64::MAX).read_to_string(&mut text).ok()?;
     Some(text.trim().to_owned())

@@ -8,29 +8,60 @@
 use std::fs;
 
 use devices::pci::Bdf;
+use memchr::memmem;
 
 use super::{Host, steps::VFIO_PCI, sysfs};
 
 /// The module of vfio-pci itself, whose pattern is all wildcards.
 const GENERIC: &str = "vfio_pci";
 
+/// The name that a device's modalias has for drivers of VFIO's: this before the rest.
+const OVERRIDE: &str = "vfio_";
+
+/// The drivers of VFIO's that this kernel has.
+pub(super) struct Variants {
+    /// Which pattern of devices each fits, and the module it is in.
+    modules: Vec<(String, String)>,
+}
+
+impl Variants {
+    /// The module of the driver that was made for the device; none where vfio-pci is the best.
+    fn module_for(&self, modalias: &str) -> Option<&str> {
+        let name = format!("{OVERRIDE}{modalias}");
+        let fitting = self
+            .modules
+            .iter()
+            .filter(|(pattern, _)| fits(pattern, &name));
+        let (_, module) = fitting.min_by_key(|(pattern, _)| pattern.matches('*').count())?;
+        Some(module.as_str()).filter(|&module| module != GENERIC)
+    }
+}
+
 impl Host {
-    /// The module of the driver that was made for this device; none where vfio-pci is the best.
-    pub(super) fn variant_for(&self, device: Bdf) -> Option<String> {
-        let modalias = sysfs::text(&self.pci_dir(device).join("modalias"))?;
-        let modalias = format!("vfio_{modalias}");
-        let release = sysfs::text(&self.roots.proc.join("sys/kernel/osrelease"))?;
-        let dir = self.roots.lib.join("modules").join(release);
-        let listed = sysfs::text(&dir.join("modules.alias")).unwrap_or_default();
+    /// Reads the kernel's lists of modules: more than a megabyte, of which a few lines count.
+    pub(super) fn read_variants(&self) -> Variants {
+        let release = sysfs::text(&self.roots.proc.join("sys/kernel/osrelease"));
+        let dir = self
+            .roots
+            .lib
+            .join("modules")
+            .join(release.unwrap_or_default());
+        let read = |name| fs::read(dir.join(name)).unwrap_or_default();
+        let listed = read("modules.alias");
         // Of what is built in: `MODULE.alias=PATTERN`, each ended by a zero byte.
-        let built_in = fs::read(dir.join("modules.builtin.modinfo")).unwrap_or_default();
-        let built_in = String::from_utf8_lossy(&built_in);
-        let listed = listed.lines().filter_map(alias);
-        let best = listed
-            .chain(built_in.split('\0').filter_map(built_in_alias))
-            .filter(|(pattern, _)| fits(pattern, &modalias))
-            .min_by_key(|(pattern, _)| pattern.matches('*').count())?;
-        Some(best.1.to_owned()).filter(|module| module != GENERIC)
+        let built_in = read("modules.builtin.modinfo");
+        let listed = naming(&listed, b'\n').filter_map(alias);
+        let all = listed.chain(naming(&built_in, 0).filter_map(built_in_alias));
+        let owned = |(pattern, module): (&str, &str)| (pattern.to_owned(), module.to_owned());
+        Variants {
+            modules: all.map(owned).collect(),
+        }
+    }
+
+    /// The module of the driver that was made for this device; none where vfio-pci is the best.
+    fn variant_for(&self, device: Bdf) -> Option<String> {
+        let modalias = sysfs::text(&self.pci_dir(device).join("modalias"))?;
+        self.variants().module_for(&modalias).map(str::to_owned)
     }
 
     /// The name under which a loaded module has its driver, which need not be its own.
@@ -74,6 +105,15 @@ impl Host {
         }
         VFIO_PCI.into()
     }
+}
+
+/// The parts of `text`, ended by `end`, that name a driver of VFIO's.
+fn naming(text: &[u8], end: u8) -> impl Iterator<Item = &str> {
+    memmem::find_iter(text, OVERRIDE).filter_map(move |at| {
+        let start = memchr::memrchr(end, &text[..at]).map_or(0, |before| before + 1);
+        let rest = &text[start..];
+        str::from_utf8(&rest[..memchr::memchr(end, rest).unwrap_or(rest.len())]).ok()
+    })
 }
 
 /// `alias PATTERN MODULE`

@@ -17,11 +17,12 @@ impl Host {
     /// What to write down before `bdf` gets the address `asked`. None where there is nothing to put back.
     pub(in crate::host) fn changed_mac(&self, bdf: Bdf, asked: Option<Mac>) -> Option<ChangedMac> {
         let is = asked?;
-        let (physical, index) = self.device(bdf).ok()?.virtual_function_of?;
+        let function = self.device(bdf).ok()?;
+        let (physical, index) = function.virtual_function_of?;
         let physical = self.device(physical).ok()?;
         let (_, link) = self.link_of(&physical, bdf).ok()?;
         // One that was drawn by lot is none: the driver that gets the function back draws another.
-        let was = self.own_mac(bdf, index, &link)?;
+        let was = self.own_mac(&function, index, &link)?;
         (was != is).then_some(ChangedMac { was, is })
     }
 
@@ -34,11 +35,12 @@ impl Host {
     }
 
     fn try_put_mac_back(&self, bdf: Bdf, mac: ChangedMac) -> Result<(), SriovError> {
-        let Some((physical, index)) = self.device(bdf)?.virtual_function_of else {
+        let function = self.device(bdf)?;
+        let Some((physical, index)) = function.virtual_function_of else {
             return Ok(());
         };
         let (_, link) = self.link_of(&self.device(physical)?, bdf)?;
-        if self.own_mac(bdf, index, &link) != Some(mac.is) {
+        if self.own_mac(&function, index, &link) != Some(mac.is) {
             return Ok(());
         }
         log::info!("{bdf}: has the address {} again", mac.was);

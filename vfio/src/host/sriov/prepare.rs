@@ -21,7 +21,7 @@ impl Host {
             return mac.map_or(Ok(None), |_| Err(SriovError::NotVirtual(bdf)));
         };
         let physical = self.device(physical)?;
-        match self.prepare_through(&physical, bdf, index, mac) {
+        match self.prepare_through(&physical, &device, index, mac) {
             Err(error) if mac.is_none() => {
                 // Some cards that are not for networks have virtual functions, too.
                 if device.class >> 16 == NETWORK {
@@ -36,11 +36,11 @@ impl Host {
     fn prepare_through(
         &self,
         physical: &Device,
-        function: Bdf,
+        function: &Device,
         index: u32,
         asked: Option<Mac>,
     ) -> Result<Option<Mac>, SriovError> {
-        let (interface, link) = self.bring_up(physical, function)?;
+        let (interface, link) = self.bring_up(physical, function.bdf)?;
         let has = self.own_mac(function, index, &link);
         let Some(mac) = address_to_set(has, asked, link.mac, index) else {
             return Ok(has);
@@ -51,7 +51,7 @@ impl Host {
     }
 
     /// The address of a function as its physical one has it; all zeros is none.
-    pub(super) fn own_mac(&self, function: Bdf, index: u32, link: &Link) -> Option<Mac> {
+    pub(super) fn own_mac(&self, function: &Device, index: u32, link: &Link) -> Option<Mac> {
         let told = link.functions.iter().find(|(number, _)| *number == index);
         let mac = told.and_then(|(_, settings)| settings.mac)?;
         Some(if self.rolled_dice(function) {
@@ -63,10 +63,9 @@ impl Host {
 
     /// Whether the address of a function is one that the host's driver drew by lot, and has told the physical function of: the next
     /// driver would draw another (`addr_assign_type` 1, Documentation/ABI/testing/sysfs-class-net).
-    fn rolled_dice(&self, function: Bdf) -> bool {
+    fn rolled_dice(&self, function: &Device) -> bool {
         let class = self.roots.sys.join("class/net");
-        let interfaces = self.device(function).map(|device| device.interfaces);
-        let mut names = interfaces.iter().flatten().map(|one| &one.name);
+        let mut names = function.interfaces.iter().map(|one| &one.name);
         names.any(|name| sysfs::number(&class.join(name).join("addr_assign_type")) == Some(1))
     }
 
