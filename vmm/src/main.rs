@@ -1,15 +1,24 @@
 //! The `viaduct` command: parse, call, map to an exit status.
 
-use std::{error::Error, io::Write, process::ExitCode};
+use std::{env, error::Error, io::Write, process::ExitCode};
 
-use clap::Parser;
-use vmm::cli::{Cli, Command};
+use vmm::cli::{self, Command, ParseError};
+
+/// Bad usage, as clap has it.
+const BAD_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     if let Some(served) = vfio::host::serve_attributes() {
         return served;
     }
-    let cli = Cli::parse();
+    let cli = match cli::parse(env::args_os().collect()) {
+        Ok(cli) => cli,
+        Err(ParseError::Usage(error)) => error.exit(),
+        Err(ParseError::File(error)) => {
+            eprintln!("viaduct: {}", explain(&error));
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
     start_log(cli.verbose);
     let ended = match cli.command {
         Command::Run(args) => vmm::run::run(&args),

@@ -1,16 +1,21 @@
 //! The command line. What a person types, checked here as far as text can be checked; what it means is for the machine.
 
 pub mod binding;
+mod config_file;
 mod disk_arg;
 pub mod doctor;
 pub mod list;
 pub mod run;
 mod size;
 pub mod sriov;
+mod typed;
 mod vfio_arg;
 
+pub use config_file::{ConfigFileError, Wrong};
 pub use disk_arg::{DiskArg, DiskArgError};
 pub use size::{MemoryArg, SizeError};
+use typed::is_switch;
+pub use typed::{ParseError, parse};
 pub use vfio_arg::{VfioArg, VfioArgError};
 
 use clap::{Parser, Subcommand};

@@ -66,6 +66,12 @@ pub struct RunArgs {
     /// Assign devices that the host itself is using
     #[arg(long)]
     pub force: bool,
+    /// Take what is not typed from a file, which has these options by their names; what is typed counts
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// All of this as such a file.
+    #[arg(skip)]
+    pub file: String,
 }
 
 /// Which of the kernel's interfaces to use: none in particular, or this one.

@@ -111,6 +111,7 @@ pub fn run(args: &RunArgs) -> Ended {
     }
     if args.dry_run {
         print_plan(&host, &managed, &config);
+        print!("{}", args.file);
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -248,36 +249,36 @@ fn interface(config: &Config) -> String {
     }
 }
 
-/// What would happen, for `--dry-run`.
+/// What would happen, for `--dry-run`: comments in front of the file that `--config` takes, so that what is printed can be kept.
 fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
     println!(
-        "guest: {} vCPU, {} MiB of RAM",
+        "# guest: {} vCPU, {} MiB of RAM",
         config.cpus,
         config.memory_bytes >> 20
     );
-    println!("  kernel   {}", config.kernel.display());
+    println!("#   kernel   {}", config.kernel.display());
     if let Some(initrd) = &config.initrd {
-        println!("  initrd   {}", initrd.display());
+        println!("#   initrd   {}", initrd.display());
     }
-    println!("  cmdline  {}", config.cmdline);
+    println!("#   cmdline  {}", config.cmdline);
     for Assignment { slot, device, .. } in &config.assigned {
-        println!("  00:{slot}  is the host's {device}");
+        println!("#   00:{slot}  is the host's {device}");
     }
     for disk in &config.disks {
         let how = if disk.is_readonly { ", read only" } else { "" };
         println!(
-            "  00:{}  is a disk in {}{how}",
+            "#   00:{}  is a disk in {}{how}",
             disk.slot,
             disk.path.display()
         );
     }
     if let Some(slot) = config.rng {
-        println!("  00:{slot}  has the host's random numbers");
+        println!("#   00:{slot}  has the host's random numbers");
     }
     if !config.assigned.is_empty() {
-        println!("  DMA through {}", interface(config));
+        println!("#   DMA through {}", interface(config));
     }
     for step in host.plan(managed) {
-        println!("host: {step}");
+        println!("# host: {step}");
     }
 }
