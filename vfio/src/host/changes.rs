@@ -7,7 +7,9 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
 };
 
 use super::attributes::{Attributes, Recorded, Server};
@@ -27,17 +29,24 @@ pub(super) trait Changes: Send + Sync {
 /// The kernel that runs, or one that was recorded as directories, for which no process is started.
 pub(super) struct Running {
     modprobe: Option<PathBuf>,
+    /// How long a module may take.
+    patience: Duration,
 }
 
 impl Running {
     pub(super) fn live() -> Self {
         Self {
             modprobe: Some("/sbin/modprobe".into()),
+            // Firmware may take a minute to come; after two the kernel itself calls a process hung (hung_task_timeout_secs).
+            patience: Duration::from_secs(120),
         }
     }
 
     pub(super) fn recorded() -> Self {
-        Self { modprobe: None }
+        Self {
+            modprobe: None,
+            patience: Duration::ZERO,
+        }
     }
 }
 
@@ -74,10 +83,22 @@ impl Running {
         let Some(modprobe) = &self.modprobe else {
             return Err(io::Error::other("modules are not loaded here"));
         };
-        let output = Command::new(modprobe)
+        let child = Command::new(modprobe)
             .args(arguments)
             .stdin(Stdio::null())
-            .output()?;
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let pid = child.id();
+        let (ended, output) = mpsc::channel();
+        // A thread that waits keeps no process from ending, as one would that is in the kernel for the module's sake.
+        thread::spawn(move || ended.send(child.wait_with_output()));
+        let output = output.recv_timeout(self.patience).map_err(|_| {
+            io::Error::other(format!(
+                "loading it has not ended after {} s: see where it is in the kernel:  cat /proc/{pid}/stack",
+                self.patience.as_secs()
+            ))
+        })??;
         if output.status.success() {
             return Ok(());
         }
@@ -88,7 +109,45 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    /// A loader whose modules are scripts, and that is waited for so long.
+    fn shell(patience: Duration) -> Running {
+        Running {
+            modprobe: Some("/bin/sh".into()),
+            patience,
+        }
+    }
+
+    fn module(script: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(script.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_module_whose_loading_does_not_end_is_not_waited_for() {
+        let start = Instant::now();
+        let module = module("exec sleep 20");
+        let loaded = shell(Duration::from_millis(50)).load_module(module.path().to_str().unwrap());
+        let error = loaded.unwrap_err().to_string();
+        assert!(error.contains("has not ended"), "{error}");
+        assert!(error.contains("cat /proc/"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn what_the_loader_says_is_the_error() {
+        let changes = shell(Duration::from_secs(60));
+        let missing = module("echo no such module >&2; exit 1");
+        let error = changes.load_module(missing.path().to_str().unwrap());
+        assert_eq!(error.unwrap_err().to_string(), "no such module");
+        changes
+            .load_module(module("exit").path().to_str().unwrap())
+            .unwrap();
+    }
 
     #[test]
     fn a_replaced_file_has_only_the_new_contents() {

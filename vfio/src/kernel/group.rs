@@ -63,7 +63,7 @@ pub enum GroupError {
     /// A function of the group is bound to a driver of the host.
     #[error(
         "IOMMU group {group} is not usable: another device in it is bound to a driver of the host\n  \
-         see which:  for d in /sys/kernel/iommu_groups/{group}/devices/*; do lspci -nnks ${{d##*/}}; done"
+         see which:  viaduct list --groups --all"
     )]
     NotViable {
         /// The group's number.
