@@ -39,7 +39,8 @@ pub struct RunArgs {
     /// [,msix=in-place|relocate][,managed=on|off]; may be repeated
     #[arg(long, value_name = "DEV")]
     pub vfio: Vec<VfioArg>,
-    /// Give the guest a disk, kept in a file or a block device: FILE[,readonly]; may be repeated
+    /// Give the guest a disk, kept in a file or a block device: FILE[,readonly][,direct=on|off][,addr=SLOT]; may be
+    /// repeated
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<DiskArg>,
     /// Give the guest the host's random numbers

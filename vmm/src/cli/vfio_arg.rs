@@ -5,6 +5,8 @@ use std::str::FromStr;
 use devices::pci::Slot;
 use vfio::assigned::{MsixTable, Options, Rom};
 
+use super::slot::{self, AddrError};
+
 /// The argument of one `--vfio`. The device is still a name: only the host can say which function that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VfioArg {
@@ -49,10 +51,7 @@ pub enum VfioArgError {
     Id(String),
     /// The slot is none.
     #[error(transparent)]
-    Slot(#[from] devices::pci::SlotParseError),
-    /// Slot 0 is taken.
-    #[error("slot 00 is the host bridge: choose addr=01 to addr=1f")]
-    HostBridge,
+    Addr(#[from] AddrError),
     /// The MAC is none.
     #[error(
         "'{0}' is not a MAC address that a card can have: write six bytes, such as 02:00:00:00:00:01"
@@ -93,7 +92,7 @@ impl VfioArg {
         let unknown = || VfioArgError::Unknown(option.to_owned());
         let (key, value) = option.split_once('=').ok_or_else(unknown)?;
         match key {
-            "addr" => self.slot = Some(parse_slot(value)?),
+            "addr" => self.slot = Some(slot::parse(value)?),
             "id" => self.id = Some(parse_id(value)?),
             "mac" => {
                 let mac = parse_mac(value).ok_or_else(|| VfioArgError::Mac(value.to_owned()))?;
@@ -140,16 +139,6 @@ fn parse_id(value: &str) -> Result<String, VfioArgError> {
         return Err(VfioArgError::Id(value.to_owned()));
     }
     Ok(value.to_owned())
-}
-
-fn parse_slot(text: &str) -> Result<Slot, VfioArgError> {
-    // QEMU's users write addr=0x6 as well.
-    let slot: Slot = text.strip_prefix("0x").unwrap_or(text).parse()?;
-    if slot.device == 0 {
-        Err(VfioArgError::HostBridge)
-    } else {
-        Ok(slot)
-    }
 }
 
 /// Six bytes with colons; neither multicast (bit 0 of the first) nor all zeros, which no card may have.
@@ -226,7 +215,7 @@ mod tests {
         }
         assert_eq!(
             "03:10.3,addr=00".parse::<VfioArg>(),
-            Err(VfioArgError::HostBridge)
+            Err(AddrError::HostBridge.into())
         );
         assert!("03:10.3,adr=6".parse::<VfioArg>().is_err());
         for nothing in ["host=", "sysfsdev="] {

@@ -51,9 +51,7 @@ impl Blueprint {
             assignment.options.check()?;
         }
         let disks = config.disks.iter();
-        let disks = disks
-            .map(|disk| Disk::open(&disk.path, disk.is_readonly))
-            .collect::<Result<_, _>>()?;
+        let disks = disks.map(|disk| disk.open()).collect::<Result<_, _>>()?;
         let vm = Vm::create()?;
         let supported = vm.supported_cpuid()?;
         processors::check_count(&vm, config.cpus)?;

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use devices::pci::Slot;
+use devices::{
+    pci::Slot,
+    virtio::blk::{Access, Disk, DiskError},
+};
 use vfio::{Assignable, assigned, kernel::Interface};
 
 use crate::{console::Serial, ram::Pages};
@@ -60,6 +63,19 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// Whether the guest may only read it.
     pub is_readonly: bool,
+    /// Whether it is read and written past the host's page cache.
+    pub is_direct: bool,
     /// Where in the guest.
     pub slot: Slot,
+}
+
+impl DiskConfig {
+    /// Opens it, which locks it against other guests.
+    pub(super) fn open(&self) -> Result<Disk, DiskError> {
+        let access = Access {
+            is_readonly: self.is_readonly,
+            is_direct: self.is_direct,
+        };
+        Disk::open(&self.path, access)
+    }
 }

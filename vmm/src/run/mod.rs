@@ -54,7 +54,7 @@ enum RunError {
         fits_mib: u64,
     },
     #[error(
-        "slot {slot} is asked for twice\n  give each --vfio an addr= of its own, or leave it out"
+        "slot {slot} is asked for twice\n  give each device an addr= of its own, or leave it out"
     )]
     SlotTwice { slot: Slot },
     #[error(
@@ -86,8 +86,9 @@ enum RunError {
 /// `viaduct run`
 pub fn run(args: &RunArgs) -> Ended {
     let host = Host::new();
-    let assigned = slots::assign(&host, &args.vfio)?;
-    let places = slots::place(args, &assigned)?;
+    let asked = slots::asked(args)?;
+    let assigned = slots::assign(&host, &args.vfio, &asked)?;
+    let places = slots::place(args, &asked, &assigned)?;
     let config = config(args, assigned, places);
     memory::check(&config)?;
     // From here on a signal waits until it can be answered in good order.
@@ -266,8 +267,13 @@ fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
     }
     for disk in &config.disks {
         let how = if disk.is_readonly { ", read only" } else { "" };
+        let past = if disk.is_direct {
+            ", past the page cache"
+        } else {
+            ""
+        };
         println!(
-            "#   00:{}  is a disk in {}{how}",
+            "#   00:{}  is a disk in {}{how}{past}",
             disk.slot,
             disk.path.display()
         );

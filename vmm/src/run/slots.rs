@@ -11,15 +11,34 @@ use crate::{
     machine::{Assignment, DiskConfig},
 };
 
-/// Which function goes where: as asked, and the others into the first free slots.
-pub(super) fn assign(host: &Host, args: &[VfioArg]) -> Result<Vec<Assignment>, Box<dyn Error>> {
-    let mut taken: Vec<Slot> = Vec::new();
-    for slot in args.iter().filter_map(|arg| arg.slot) {
-        if taken.contains(&slot) {
-            return Err(RunError::SlotTwice { slot }.into());
+/// The slots that are asked for by name, whoever they are for: nobody else gets them.
+pub(super) fn asked(args: &RunArgs) -> Result<Vec<Slot>, RunError> {
+    let functions = args.vfio.iter().filter_map(|arg| arg.slot);
+    let disks = args.disk.iter().filter_map(|arg| arg.slot);
+    let mut asked: Vec<Slot> = Vec::new();
+    for slot in functions {
+        if asked.contains(&slot) {
+            return Err(RunError::SlotTwice { slot });
         }
-        taken.push(slot);
+        asked.push(slot);
     }
+    // A device of ours is alone in its slot.
+    for slot in disks {
+        if asked.iter().any(|other| other.device == slot.device) {
+            return Err(RunError::SlotTwice { slot });
+        }
+        asked.push(slot);
+    }
+    Ok(asked)
+}
+
+/// Which function goes where: as asked, and the others into the first free slots.
+pub(super) fn assign(
+    host: &Host,
+    args: &[VfioArg],
+    asked: &[Slot],
+) -> Result<Vec<Assignment>, Box<dyn Error>> {
+    let mut taken = asked.to_vec();
     let mut assigned: Vec<Assignment> = Vec::new();
     for arg in args {
         let device = host.resolve_assignable(&arg.device)?;
@@ -63,11 +82,17 @@ pub(super) struct Places {
     pub(super) rng: Option<Slot>,
 }
 
-/// Which virtual device goes where: disks in their order, then the others.
-pub(super) fn place(args: &RunArgs, assigned: &[Assignment]) -> Result<Places, RunError> {
-    let mut taken: Vec<Slot> = assigned.iter().map(|one| one.slot).collect();
-    let mut next = || {
-        let slot = first_free(&taken).ok_or(RunError::NoSlot)?;
+/// Which virtual device goes where: as asked; of the others disks in their order, then the rest.
+pub(super) fn place(
+    args: &RunArgs,
+    asked: &[Slot],
+    assigned: &[Assignment],
+) -> Result<Places, RunError> {
+    let mut taken = asked.to_vec();
+    taken.extend(assigned.iter().map(|one| one.slot));
+    let mut place = |asked: Option<Slot>| {
+        let slot = asked.or_else(|| first_free(&taken));
+        let slot = slot.ok_or(RunError::NoSlot)?;
         taken.push(slot);
         Ok(slot)
     };
@@ -75,11 +100,12 @@ pub(super) fn place(args: &RunArgs, assigned: &[Assignment]) -> Result<Places, R
         Ok(DiskConfig {
             path: disk.path.clone(),
             is_readonly: disk.is_readonly,
-            slot: next()?,
+            is_direct: disk.is_direct,
+            slot: place(disk.slot)?,
         })
     });
     let disks = disks.collect::<Result<_, RunError>>()?;
-    let rng = args.rng.then(next).transpose()?;
+    let rng = args.rng.then(|| place(None)).transpose()?;
     Ok(Places { disks, rng })
 }
 
@@ -90,4 +116,49 @@ fn first_free(taken: &[Slot]) -> Option<Slot> {
         device,
         function: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn args(words: &str) -> RunArgs {
+        let words = format!("viaduct run --kernel k {words}");
+        match Cli::parse_from(words.split_whitespace()).command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn places(words: &str) -> Result<Vec<String>, RunError> {
+        let args = args(words);
+        let places = place(&args, &asked(&args)?, &[])?;
+        let disks = places.disks.iter().map(|disk| disk.slot);
+        Ok(disks
+            .chain(places.rng)
+            .map(|slot| slot.to_string())
+            .collect())
+    }
+
+    #[test]
+    fn a_device_goes_where_it_is_asked_for_and_the_others_around_it() {
+        let placed = places("--disk a --disk b,addr=01 --disk c --rng").unwrap();
+        assert_eq!(placed, ["02.0", "01.0", "03.0", "04.0"]);
+        let placed = places("--disk a,addr=0x1f --rng").unwrap();
+        assert_eq!(placed, ["1f.0", "01.0"]);
+    }
+
+    #[test]
+    fn a_slot_is_one_device_s() {
+        for words in [
+            "--disk a,addr=06 --disk b,addr=06",
+            "--vfio 03:10.3,addr=06.1 --disk a,addr=06",
+        ] {
+            let error = places(words).unwrap_err().to_string();
+            assert!(error.starts_with("slot 06.0 is asked for twice"), "{error}");
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,7 @@ use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 use super::{
     super::Buffer,
     SECTOR,
+    direct::{self, Aligned, Bounced},
     lock::{self, Holder},
     request::Failed,
 };
@@ -50,6 +51,15 @@ pub enum DiskError {
     },
 }
 
+/// How a disk is had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Access {
+    /// Only to be read.
+    pub is_readonly: bool,
+    /// Past the host's page cache.
+    pub is_direct: bool,
+}
+
 /// A disk that is open, and locked against other guests.
 #[derive(Debug)]
 pub struct Disk {
@@ -59,21 +69,28 @@ pub struct Disk {
     sectors: u64,
     is_readonly: bool,
     is_file: bool,
+    /// What places, lengths and buffers have to be multiples of, past the page cache; through it nothing has to.
+    align: Option<usize>,
 }
 
 impl Disk {
     /// Opens a file or a block device.
-    pub fn open(path: &Path, is_readonly: bool) -> Result<Self, DiskError> {
-        let fail = |source: io::Error| open_error(path, is_readonly, source);
+    pub fn open(path: &Path, access: Access) -> Result<Self, DiskError> {
+        let is_readonly = access.is_readonly;
+        let fail = |source: io::Error| open_error(path, access, source);
         let kind = fs::metadata(path).map_err(fail)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind(path.into()));
         }
         // For a block device: that the host itself has not mounted it (open(2)). Reading along does no harm.
         let is_exclusive = kind.is_block_device() && !is_readonly;
-        let flags = if is_exclusive { libc::O_EXCL } else { 0 };
+        let exclusive = if is_exclusive { libc::O_EXCL } else { 0 };
+        let direct = if access.is_direct { libc::O_DIRECT } else { 0 };
         let mut options = OpenOptions::new();
-        options.read(true).write(!is_readonly).custom_flags(flags);
+        options
+            .read(true)
+            .write(!is_readonly)
+            .custom_flags(exclusive | direct);
         let mut file = options.open(path).map_err(fail)?;
         lock::take(&file, !is_readonly)
             .map_err(fail)?
@@ -81,15 +98,17 @@ impl Disk {
                 path: path.into(),
                 holder,
             })?;
+        let align = access.is_direct.then(|| direct::alignment(&file));
+        let align = align.transpose().map_err(fail)?;
         let len = file.seek(SeekFrom::End(0)).map_err(fail)?;
-        if len % SECTOR != 0 {
-            let odd = len % SECTOR;
+        let odd = len % align.map_or(SECTOR, |align| align as u64);
+        if odd != 0 {
             log::warn!(
                 "--disk {}: its last {odd} bytes are no whole sector: the guest does not see them",
                 path.display()
             );
         }
-        match len / SECTOR {
+        match (len - odd) / SECTOR {
             0 => Err(DiskError::Empty(path.into())),
             sectors => Ok(Self {
                 path: path.into(),
@@ -97,6 +116,7 @@ impl Disk {
                 sectors,
                 is_readonly,
                 is_file: kind.is_file(),
+                align,
             }),
         }
     }
@@ -111,6 +131,17 @@ impl Disk {
         self.is_readonly
     }
 
+    /// What its blocks are, in bytes, where that is more than a sector.
+    pub(super) fn block(&self) -> Option<u32> {
+        let align = self.align.and_then(|align| u32::try_from(align).ok());
+        align.filter(|&align| u64::from(align) > SECTOR)
+    }
+
+    #[cfg(test)]
+    pub(super) fn pretend_aligned(&mut self, align: usize) {
+        self.align = Some(align);
+    }
+
     /// What it was opened as.
     pub fn path(&self) -> &Path {
         &self.path
@@ -122,8 +153,15 @@ impl Disk {
         buffers: &[Buffer],
         memory: &GuestMemoryMmap,
     ) -> Result<(), Failed> {
-        let (start, _) = self.place(sector, buffers)?;
+        let (start, end) = self.place(sector, buffers)?;
         let doing = "reading it";
+        if let Some(align) = self.bounces(buffers) {
+            let mut bounced = Bounced::new(&self.file, align, start..end);
+            let mut all = buffers.iter();
+            return all
+                .try_for_each(|buffer| buffer.fill(memory, &mut bounced))
+                .map_err(|error| transfer(doing, error));
+        }
         self.go_to(start, doing)?;
         for buffer in buffers {
             let filled = buffer.fill(memory, &mut self.file);
@@ -141,6 +179,13 @@ impl Disk {
         let (start, end) = self.place(sector, buffers)?;
         self.check_writable(end)?;
         let doing = "writing it";
+        if let Some(align) = self.bounces(buffers) {
+            let mut bounced = Bounced::new(&self.file, align, start..end);
+            let mut all = buffers.iter();
+            all.try_for_each(|buffer| buffer.drain(memory, &mut bounced))
+                .map_err(|error| transfer(doing, error))?;
+            return bounced.finish().map_err(host(doing));
+        }
         self.go_to(start, doing)?;
         for buffer in buffers {
             let drained = buffer.drain(memory, &mut self.file);
@@ -192,16 +237,25 @@ impl Disk {
             .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
     }
 
-    fn write_zeroes(&mut self, start: u64, end: u64) -> io::Result<()> {
-        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-        self.file.seek(SeekFrom::Start(start))?;
-        let mut left = end - start;
-        while left > 0 {
-            let part = usize::try_from(left).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
-            self.file.write_all(&ZEROES[..part])?;
-            left -= part as u64;
+    fn write_zeroes(&self, mut at: u64, end: u64) -> io::Result<()> {
+        const ZEROES: usize = 64 << 10;
+        let mut zeroes = Aligned::new(self.align.unwrap_or(1), ZEROES);
+        while at < end {
+            let part = usize::try_from(end - at).map_or(ZEROES, |left| left.min(ZEROES));
+            self.file.write_all_at(&zeroes.bytes()[..part], at)?;
+            at += part as u64;
         }
         Ok(())
+    }
+
+    /// What the memory has to be aligned to that these buffers, which are not, are read and written through.
+    fn bounces(&self, buffers: &[Buffer]) -> Option<usize> {
+        let align = self.align?;
+        // RAM begins at pages, the guest's and ours.
+        let is_aligned = |buffer: &Buffer| {
+            buffer.address.0.is_multiple_of(align as u64) && buffer.len.is_multiple_of(align)
+        };
+        (!buffers.iter().all(is_aligned)).then_some(align)
     }
 
     /// First byte and end of what `buffers` cover from `sector` on, if that is whole sectors of this disk.
@@ -218,7 +272,12 @@ impl Disk {
         let end = end.filter(|&end| end <= self.sectors);
         let end = end.ok_or(Failed::Request)?;
         // Both were bytes before they were sectors.
-        Ok((sector * SECTOR, end * SECTOR))
+        let (start, end) = (sector * SECTOR, end * SECTOR);
+        let block = self.align.map_or(SECTOR, |align| align as u64);
+        match start.is_multiple_of(block) && end.is_multiple_of(block) {
+            true => Ok((start, end)),
+            false => Err(Failed::Request),
+        }
     }
 
     /// A file that became shorter would grow again, with zeroes where the guest had data: better that it hears of it.
@@ -243,12 +302,15 @@ impl Disk {
     }
 }
 
-fn open_error(path: &Path, is_readonly: bool, source: io::Error) -> DiskError {
+fn open_error(path: &Path, access: Access, source: io::Error) -> DiskError {
     let advice = match source.raw_os_error() {
         Some(libc::ENOENT) => "make it:  truncate -s 1G FILE",
         Some(libc::EBUSY) => "the host itself uses it: see  lsblk  and unmount it",
-        Some(libc::EACCES | libc::EPERM | libc::EROFS) if !is_readonly => {
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) if !access.is_readonly => {
             "have it read only:  --disk FILE,readonly"
+        }
+        Some(libc::EINVAL) if access.is_direct => {
+            "its file system has no way past the page cache: leave direct=on out"
         }
         _ => "name a file or a block device that can be opened",
     };

@@ -2,11 +2,12 @@
 //!
 //! Left out: geometry, topology and life time, of which there is nothing true to say; secure erase; zoned devices.
 
+mod direct;
 mod disk;
 mod lock;
 mod request;
 
-pub use disk::{Disk, DiskError};
+pub use disk::{Access, Disk, DiskError};
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 
@@ -28,6 +29,7 @@ const MOST_SECTORS: u32 = 1 << 21;
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_READ_ONLY: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
 const F_MULTI_QUEUE: u64 = 1 << 12;
 const F_DISCARD: u64 = 1 << 13;
@@ -61,9 +63,10 @@ impl Blk {
 
     fn features(&self) -> u64 {
         let always = F_SEG_MAX | F_FLUSH | F_MULTI_QUEUE;
+        let blocks = self.disk.block().map_or(0, |_| F_BLK_SIZE);
         match self.disk.is_readonly() {
-            true => always | F_READ_ONLY,
-            false => always | F_DISCARD | F_WRITE_ZEROES,
+            true => always | blocks | F_READ_ONLY,
+            false => always | blocks | F_DISCARD | F_WRITE_ZEROES,
         }
     }
 
@@ -77,6 +80,7 @@ impl Blk {
         put(0, &self.disk.sectors().to_le_bytes());
         // Header and status take a descriptor each.
         put(12, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+        put(20, &self.disk.block().unwrap_or_default().to_le_bytes());
         put(34, &self.queues.to_le_bytes());
         for limits in [36, 48] {
             put(limits, &MOST_SECTORS.to_le_bytes());

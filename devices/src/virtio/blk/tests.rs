@@ -31,14 +31,25 @@ struct Table {
     blk: Blk,
 }
 
+fn access(is_readonly: bool) -> Access {
+    Access {
+        is_readonly,
+        is_direct: false,
+    }
+}
+
 fn table(is_readonly: bool) -> Table {
+    table_of(access(is_readonly)).unwrap()
+}
+
+fn table_of(access: Access) -> Result<Table, DiskError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     fs::write(&path, vec![0x5a; 512 * 64]).unwrap();
-    let disk = Disk::open(&path, is_readonly).unwrap();
+    let disk = Disk::open(&path, access)?;
     let memory = ram().0.clone();
     let blk = Blk::new(0, disk, 2);
-    Table { dir, memory, blk }
+    Ok(Table { dir, memory, blk })
 }
 
 fn buffer(address: u64, len: usize) -> Buffer {
@@ -228,14 +239,16 @@ fn a_disk_has_one_writer_or_many_readers() {
     let table = table(false);
     let path = table.dir.path().join("disk");
     for is_readonly in [false, true] {
-        let error = Disk::open(&path, is_readonly).unwrap_err().to_string();
+        let error = Disk::open(&path, access(is_readonly))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("is in use by "), "{error}");
     }
     drop(table.blk);
-    let _reader = Disk::open(&path, true).unwrap();
-    let _second = Disk::open(&path, true).unwrap();
+    let _reader = Disk::open(&path, access(true)).unwrap();
+    let _second = Disk::open(&path, access(true)).unwrap();
     assert!(matches!(
-        Disk::open(&path, false),
+        Disk::open(&path, access(false)),
         Err(DiskError::Busy { .. })
     ));
 }
@@ -244,11 +257,99 @@ fn a_disk_has_one_writer_or_many_readers() {
 fn what_cannot_be_a_disk_is_refused_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
-    let said = |path| Disk::open(path, false).unwrap_err().to_string();
+    let said = |path| Disk::open(path, access(false)).unwrap_err().to_string();
     assert!(said(&path).contains("truncate -s 1G"));
     assert!(said(dir.path()).contains("neither a file nor a block device"));
     fs::write(&path, [0; 511]).unwrap();
     assert!(said(&path).contains("no room for a single sector"));
     fs::write(&path, [0; 513]).unwrap();
-    assert_eq!(Disk::open(&path, false).unwrap().sectors(), 1);
+    assert_eq!(Disk::open(&path, access(false)).unwrap().sectors(), 1);
+}
+
+/// A disk past the page cache, where the file system of the tests has a way past it.
+fn direct_table() -> Option<Table> {
+    let access = Access {
+        is_readonly: false,
+        is_direct: true,
+    };
+    match table_of(access) {
+        Err(DiskError::Open { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            println!("SKIPPED (the file system of temporary files has no O_DIRECT)");
+            None
+        }
+        table => Some(table.unwrap()),
+    }
+}
+
+#[test]
+fn a_direct_disk_takes_buffers_that_are_aligned_to_nothing() {
+    let Some(mut table) = direct_table() else {
+        return;
+    };
+    let block = table.blk.disk.block().unwrap_or(512);
+    let block = usize::try_from(block).unwrap();
+    let sectors = (block / 512) as u64;
+    for shift in [0, 1, 300] {
+        let (head, tail) = (
+            buffer(DATA + shift, 100),
+            buffer(DATA + 0x8003, 2 * block - 100),
+        );
+        table.memory.write_slice(&[7; 100], head.address).unwrap();
+        let rest = vec![9; tail.len];
+        table.memory.write_slice(&rest, tail.address).unwrap();
+        let buffers = [head, tail];
+        table
+            .blk
+            .disk
+            .write(sectors, &buffers, &table.memory)
+            .unwrap();
+        let mut stored = vec![0; 2 * block];
+        table
+            .file()
+            .read_exact_at(&mut stored, block as u64)
+            .unwrap();
+        assert_eq!((stored[99], stored[100], stored[2 * block - 1]), (7, 9, 9));
+        let mut read = vec![0; 2 * block];
+        let back = [buffer(DATA, block - 1), buffer(DATA + 0x9001, block + 1)];
+        table.blk.disk.read(sectors, &back, &table.memory).unwrap();
+        let (first, second) = read.split_at_mut(block - 1);
+        table.memory.read_slice(first, back[0].address).unwrap();
+        table.memory.read_slice(second, back[1].address).unwrap();
+        assert!(read == stored, "what is stored is what is read");
+    }
+}
+
+#[test]
+fn a_direct_disk_is_read_written_zeroed_and_cut_as_any_other() {
+    let Some(mut table) = direct_table() else {
+        return;
+    };
+    let data = table.data(8192);
+    assert_eq!(table.request(WRITE, 8, 8192), (0, 1));
+    assert_eq!(table.request(READ, 8, 8192), (0, 8193));
+    assert!(table.data(8192) == data);
+    assert_eq!(table.range(ZEROES, (16, 8, 0)), 0);
+    assert_eq!((table.sector(15), table.sector(16)), ([0; 512], [0; 512]));
+    assert_eq!(table.sector(24), [0x5a; 512]);
+    assert_eq!(table.request(WRITE, 64, 4096).0, 1);
+    table.file().set_len(4096).unwrap();
+    assert_eq!(table.request(READ, 8, 4096).0, 1);
+    assert_eq!(table.request(WRITE, 8, 4096).0, 1);
+}
+
+#[test]
+fn blocks_larger_than_sectors_are_told_of_and_parts_of_them_refused() {
+    let mut table = table(false);
+    assert_eq!(table.blk.kind().features & F_BLK_SIZE, 0);
+    table.blk.disk.pretend_aligned(4096);
+    let kind = table.blk.kind();
+    assert_ne!(kind.features & F_BLK_SIZE, 0);
+    let mut block = [0; 4];
+    kind.config.read(20, &mut block);
+    assert_eq!(block, 4096_u32.to_le_bytes());
+    assert_eq!(table.request(READ, 8, 4096).0, 0);
+    for (sector, len) in [(1, 4096), (8, 512), (7, 512)] {
+        assert_eq!(table.request(READ, sector, len).0, 1);
+        assert_eq!(table.request(WRITE, sector, len).0, 1);
+    }
 }
