@@ -11,6 +11,7 @@ pub mod kvm;
 pub mod list;
 pub mod machine;
 pub mod names;
+pub mod net;
 pub mod platform;
 pub mod processors;
 pub mod ram;

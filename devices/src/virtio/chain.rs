@@ -6,7 +6,7 @@
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, desc::split::Descriptor};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, Permissions,
-    ReadVolatile, VolatileMemoryError, WriteVolatile,
+    ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
 /// What the driver put into a queue makes no sense. It costs the guest this device, until it is reset, and nothing else.
@@ -163,6 +163,11 @@ impl Chain {
         Ok(header)
     }
 
+    /// How many bytes may be written.
+    pub(super) fn writable_len(&self) -> usize {
+        self.writable.iter().map(|buffer| buffer.len).sum()
+    }
+
     /// Takes the last byte of what may be written off it: where some devices want their status.
     pub fn take_last_byte(&mut self) -> Result<GuestAddress, Garbage> {
         let last = self.writable.last_mut();
@@ -174,6 +179,48 @@ impl Chain {
         }
         Ok(at)
     }
+}
+
+/// The memory behind `buffers`, in order, for who reads or writes all of it at once.
+pub(super) fn slices<'a>(
+    buffers: &[Buffer],
+    memory: &'a GuestMemoryMmap,
+) -> Result<Vec<VolatileSlice<'a>>, Garbage> {
+    let slices = buffers.iter().flat_map(|buffer| {
+        let wrong = Garbage::Buffer {
+            address: buffer.address.0,
+            len: u32::try_from(buffer.len).unwrap_or(u32::MAX),
+        };
+        let slices = GuestMemoryBackend::get_slices(memory, buffer.address, buffer.len);
+        slices.map(move |slice| slice.map_err(|_| wrong))
+    });
+    slices.collect()
+}
+
+/// Writes `value` at an offset into what `buffers` are together, however it is cut.
+pub(super) fn put<const N: usize>(
+    buffers: &[Buffer],
+    offset: usize,
+    value: [u8; N],
+    memory: &GuestMemoryMmap,
+) -> Result<(), Garbage> {
+    let (mut skip, mut left) = (offset, &value[..]);
+    for buffer in buffers {
+        if skip >= buffer.len {
+            skip -= buffer.len;
+            continue;
+        }
+        let (now, later) = left.split_at(left.len().min(buffer.len - skip));
+        // Inside of a buffer that is in memory: nothing overflows.
+        let at = GuestAddress(buffer.address.0 + skip as u64);
+        let missing = Garbage::Request("header");
+        memory.write_slice(now, at).map_err(|_| missing)?;
+        (skip, left) = (0, later);
+        if left.is_empty() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

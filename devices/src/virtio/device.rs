@@ -1,16 +1,19 @@
 //! A virtio device as its registers show it: common configuration, vectors, and the thread that serves it while it runs.
 
 use std::{
+    fs::File,
     io,
+    os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{
-    Backend, Kind,
+    Backend, Engine, Kind, Ring,
     common::{Common, Effect},
     interrupts::{Cause, Interrupts},
+    queue::QueueRegisters,
     registers::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1},
     worker::{Served, Work, Worker},
 };
@@ -28,17 +31,20 @@ pub(super) struct Device {
     pub(super) bells: Vec<Arc<EventFd>>,
     common: Common,
     backend: Arc<Mutex<Box<dyn Backend>>>,
-    ram: Arc<dyn GuestRam>,
     worker: Option<Worker>,
+    /// Whoever serves queues in place of the worker. Gone before the memory that it knows addresses of.
+    engine: Option<Box<dyn Engine>>,
+    ram: Arc<dyn GuestRam>,
 }
 
 impl Device {
     /// At power-on.
     pub(super) fn new(
-        backend: Box<dyn Backend>,
+        mut backend: Box<dyn Backend>,
         msi: &dyn MsiSource,
         ram: Arc<dyn GuestRam>,
     ) -> io::Result<Self> {
+        let engine = backend.engine();
         let kind = backend.kind();
         let queues = kind.queues.len();
         // One for the configuration, and one for each queue.
@@ -52,8 +58,9 @@ impl Device {
             bells: (0..queues).map(|_| bell()).collect::<Result<_, _>>()?,
             kind,
             backend: Arc::new(Mutex::new(backend)),
-            ram,
             worker: None,
+            engine,
+            ram,
         })
     }
 
@@ -77,28 +84,66 @@ impl Device {
     fn assign(&mut self, cause: Cause, vector: u16) {
         let taken = self.interrupts.assign(cause, vector);
         self.common.set_vector(cause, taken.then_some(vector));
+        if let (Cause::Queue(queue), Some(engine)) = (cause, &mut self.engine) {
+            let line = self.interrupts.eventfd_of(cause);
+            let line = line.as_deref().map(AsFd::as_fd);
+            if let Err(error) = engine.interrupt_by(queue, line) {
+                log::error!("{}: vector {vector}: {error}", self.kind.name);
+            }
+        }
     }
 
-    /// Has the thread serve the queues. A queue that is not as it has to be costs the guest the device.
+    /// Has the queues served. One that is not as it has to be costs the guest the device.
     fn start(&mut self) {
         // With no thread nobody has the backend.
         self.worker = None;
-        let features = self.common.features();
+        let mut backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        backend.agree(self.common.features());
         let queues: Option<Vec<_>> = self
             .common
             .enabled()
             .map(|queue| self.serve(queue))
             .collect();
-        let name = self.kind.name.clone();
         let Some(queues) = queues else {
-            log::debug!("{name}: a queue of its is not in memory: it needs a reset");
+            log::debug!(
+                "{}: a queue of its is not in memory: it needs a reset",
+                self.kind.name
+            );
             return self.interrupts.need_reset();
         };
-        let mut backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
-        backend.agree(features);
+        let (handed, kept): (Vec<_>, Vec<_>) = queues
+            .into_iter()
+            .partition(|served| backend.is_handed_over(served.index));
         drop(backend);
+        if let Err(error) = self.start_engine(&handed) {
+            log::error!("{}: it is not served: {error}", self.kind.name);
+            return self.interrupts.need_reset();
+        }
+        if handed.is_empty() || !kept.is_empty() {
+            self.start_worker(kept);
+        }
+    }
+
+    /// Hands queues over that are known to be in memory.
+    fn start_engine(&mut self, handed: &[Served]) -> io::Result<()> {
+        let Some(engine) = &mut self.engine else {
+            return Ok(());
+        };
+        let registers = self.common.enabled();
+        let rings: Vec<_> = registers
+            .filter(|(queue, _)| handed.iter().any(|served| served.index == *queue))
+            .map(|queue| (queue, self.interrupts.eventfd_of(Cause::Queue(queue.0))))
+            .collect();
+        let rings: Vec<_> = rings
+            .iter()
+            .filter_map(|(queue, line)| ring(*queue, &self.bells, line.as_deref()))
+            .collect();
+        engine.start(self.common.features(), &rings)
+    }
+
+    fn start_worker(&mut self, queues: Vec<Served>) {
         let started = Worker::start(Work {
-            name,
+            name: self.kind.name.clone(),
             backend: self.backend.clone(),
             queues,
             ram: self.ram.clone(),
@@ -113,7 +158,7 @@ impl Device {
         }
     }
 
-    fn serve(&self, (index, registers): (usize, &super::queue::QueueRegisters)) -> Option<Served> {
+    fn serve(&self, (index, registers): (usize, &QueueRegisters)) -> Option<Served> {
         let queue = registers.queue(self.ram.memory(), self.common.features())?;
         let bell = self.bells.get(index)?.clone();
         Some(Served {
@@ -128,6 +173,9 @@ impl Device {
     /// The driver's reset: once it is done the device touches no memory and does not interrupt (§2.4).
     pub(super) fn reset(&mut self) {
         self.worker = None;
+        if let Some(engine) = &mut self.engine {
+            engine.stop();
+        }
         self.common.reset();
         self.interrupts.reset();
         for bell in &self.bells {
@@ -145,4 +193,22 @@ impl Device {
         self.msix.reset();
         self.interrupts.forget();
     }
+}
+
+/// A queue that is in memory, as an engine wants to know it.
+fn ring<'a>(
+    (queue, registers): (usize, &QueueRegisters),
+    bells: &'a [Arc<EventFd>],
+    line: Option<&'a File>,
+) -> Option<Ring<'a>> {
+    Some(Ring {
+        queue,
+        max: registers.max(),
+        size: registers.size,
+        descriptors: registers.descriptors,
+        available: registers.available,
+        used: registers.used,
+        bell: bells.get(queue)?,
+        line: line.map(AsFd::as_fd),
+    })
 }

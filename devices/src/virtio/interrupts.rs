@@ -80,6 +80,11 @@ impl Interrupts {
         Ok(File::from(eventfd.try_clone_to_owned()?))
     }
 
+    /// What has to be signalled for `cause` to interrupt, if it has a vector.
+    pub(super) fn eventfd_of(&self, cause: Cause) -> Option<Arc<File>> {
+        self.line(cause)?.load_full()
+    }
+
     /// Interrupts, if the cause has a vector.
     pub(super) fn signal(&self, cause: Cause) {
         let bit = match cause {

@@ -3,7 +3,7 @@
 //! A device is a `Backend`: it says what it offers and serves one request at a time, knowing nothing of PCI, interrupts or threads.
 //! `VirtioFunction` puts it on the guest's bus. The path of a request: the driver rings a doorbell, which is an ioeventfd; the
 //! device's thread takes the request from the queue, has the backend serve it and signals the queue's vector, which is an irqfd.
-//! No vCPU leaves the kernel for it.
+//! No vCPU leaves the kernel for it. An `Engine` may stand in for the thread.
 //!
 //! Left out: packed virtqueues, in-order use and notification data, none of which a driver needs; and resets of single queues.
 
@@ -12,8 +12,10 @@ mod chain;
 mod common;
 mod config;
 mod device;
+mod engine;
 mod function;
 mod interrupts;
+pub mod net;
 mod queue;
 mod registers;
 mod rng;
@@ -24,6 +26,7 @@ mod worker;
 
 pub use chain::{Buffer, Chain, Garbage};
 pub use config::Config;
+pub use engine::{Engine, Ring};
 pub use function::{VirtioFunction, Wiring};
 pub use rng::Rng;
 
@@ -84,6 +87,16 @@ pub trait Backend: Send {
     /// The source is ready, or was when the device started: whether the configuration changed by it. Requests that it was `NotYet` for
     /// are served anew afterwards.
     fn stirred(&mut self) -> bool {
+        false
+    }
+
+    /// Who serves queues in place of the device's thread, if anybody does. Asked once, before anything else.
+    fn engine(&mut self) -> Option<Box<dyn Engine>> {
+        None
+    }
+
+    /// Whether a queue is the engine's to serve. Asked each time that the driver is set up, after `agree`.
+    fn is_handed_over(&self, _queue: usize) -> bool {
         false
     }
 }

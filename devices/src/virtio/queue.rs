@@ -32,6 +32,11 @@ impl QueueRegisters {
         }
     }
 
+    /// The most entries that it can have.
+    pub(super) fn max(&self) -> u16 {
+        self.max
+    }
+
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.max);
     }

@@ -115,7 +115,10 @@ fn run(mut work: Work, epoll: &Epoll, stop: &Stop) {
     let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ready = [EpollEvent::default(); 8];
     loop {
-        let count = match epoll.wait(-1, &mut ready) {
+        // Whose turn was over has more, but not before the others were heard.
+        let has_more = work.queues.iter().any(|served| served.has_rung);
+        let timeout_ms = if has_more { 0 } else { -1 };
+        let count = match epoll.wait(timeout_ms, &mut ready) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return log::error!("{}: it is not served any more: {error}", work.name),
             Ok(count) => count,
@@ -159,15 +162,16 @@ impl Work {
                     has_served |= served_some.map_err(|garbage| (served.index, garbage))?;
                 }
             }
-            if !has_served || stop.asked.load(Ordering::SeqCst) {
+            let has_more = self.queues.iter().any(|served| served.has_rung);
+            if !has_served || has_more || stop.asked.load(Ordering::SeqCst) {
                 return Ok(());
             }
         }
     }
 }
 
-/// Serves what is in a queue until it is empty and its driver will ring again, or its first request has to wait; whether any was
-/// served.
+/// Serves what is in a queue until it is empty and its driver will ring again, its first request has to wait, or it has had its turn:
+/// as many requests as fit into it. Whether any was served.
 fn serve_all(
     served: &mut Served,
     backend: &mut dyn Backend,
@@ -178,6 +182,7 @@ fn serve_all(
     let Served { index, queue, .. } = served;
     let ring = |_| Garbage::Ring;
     let mut has_served = false;
+    let mut left = queue.size();
     loop {
         queue.disable_notification(memory).map_err(ring)?;
         while let Some(chain) = Chain::next(queue, memory)? {
@@ -195,6 +200,11 @@ fn serve_all(
             }
             // A guest with several processors can keep a queue full for ever.
             if stop.asked.load(Ordering::SeqCst) {
+                return Ok(has_served);
+            }
+            left = left.saturating_sub(1);
+            if left == 0 {
+                served.has_rung = true;
                 return Ok(has_served);
             }
         }

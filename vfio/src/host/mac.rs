@@ -39,7 +39,15 @@ impl Mac {
     /// a station. 46 bits of FNV-1a over both rather than `physical + index`, because the ports of a card have consecutive
     /// addresses: port 0's second virtual function would get the address of port 1's first.
     pub fn derived(physical: Self, index: u32) -> Self {
-        let input = physical.0.into_iter().chain(index.to_be_bytes());
+        Self::hashed(physical.0.into_iter().chain(index.to_be_bytes()))
+    }
+
+    /// The address of what is at `place` of a guest that is called `guest`, where nobody gave it one. Always the same, as above.
+    pub fn of_guest(guest: &str, place: u32) -> Self {
+        Self::hashed(guest.bytes().chain(place.to_be_bytes()))
+    }
+
+    fn hashed(input: impl Iterator<Item = u8>) -> Self {
         let hash = input.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
@@ -113,6 +121,15 @@ mod tests {
                 assert!(seen.insert(mac), "{mac} twice");
             }
         }
+    }
+
+    #[test]
+    fn a_guests_addresses_differ_by_guest_and_place() {
+        let of = Mac::of_guest;
+        assert_eq!(of("a", 8), of("a", 8));
+        let all = HashSet::from([of("a", 8), of("a", 16), of("b", 8), of("", 8)]);
+        assert_eq!(all.len(), 4);
+        assert!(all.iter().all(|mac| mac.0[0] & (GROUP | LOCAL) == LOCAL));
     }
 
     #[test]

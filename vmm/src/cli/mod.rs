@@ -5,6 +5,7 @@ mod config_file;
 mod disk_arg;
 pub mod doctor;
 pub mod list;
+mod net_arg;
 pub mod run;
 mod size;
 mod slot;
@@ -14,6 +15,7 @@ mod vfio_arg;
 
 pub use config_file::{ConfigFileError, Wrong};
 pub use disk_arg::{DiskArg, DiskArgError};
+pub use net_arg::{NetArg, NetArgError};
 pub use size::{MemoryArg, SizeError};
 pub use slot::AddrError;
 use typed::is_switch;

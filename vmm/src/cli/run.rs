@@ -6,7 +6,7 @@ use clap::Args;
 
 use vfio::kernel::Interface;
 
-use super::{DiskArg, MemoryArg, VfioArg};
+use super::{DiskArg, MemoryArg, NetArg, VfioArg};
 use crate::console::Serial;
 
 /// Boot a guest.
@@ -43,6 +43,10 @@ pub struct RunArgs {
     /// repeated
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<DiskArg>,
+    /// Give the guest a network interface, whose other end is a tap of the host's: tap=IF|fd=N[,mac=MAC][,queues=N][,vhost=on|off|auto]
+    /// [,addr=SLOT]; may be repeated
+    #[arg(long, value_name = "tap=IF")]
+    pub net: Vec<NetArg>,
     /// Give the guest the host's random numbers
     #[arg(long)]
     pub rng: bool,

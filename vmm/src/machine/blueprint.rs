@@ -10,7 +10,6 @@ use arch::{
 use devices::{
     mapping::Memslots,
     pci::space::{PciSpace, Windows},
-    virtio::blk::Disk,
 };
 use vfio::{
     Assignable,
@@ -18,7 +17,12 @@ use vfio::{
     kernel::{DmaTarget, GuestLink, Interface, Iommu},
 };
 
-use super::{Config, Machine, MachineError, display::Display, refusals::Refusals};
+use super::{
+    Config, Machine, MachineError,
+    display::Display,
+    refusals::Refusals,
+    virtual_devices::{Opened, find_taps},
+};
 use crate::{
     boot::Boot,
     kvm::{
@@ -39,7 +43,7 @@ pub struct Blueprint {
     boot: Boot,
     vm: Vm,
     supported: Vec<Leaf>,
-    disks: Vec<Disk>,
+    opened: Opened,
 }
 
 impl Blueprint {
@@ -52,6 +56,10 @@ impl Blueprint {
         }
         let disks = config.disks.iter();
         let disks = disks.map(|disk| disk.open()).collect::<Result<_, _>>()?;
+        let opened = Opened {
+            taps: find_taps(&config)?,
+            disks,
+        };
         let vm = Vm::create()?;
         let supported = vm.supported_cpuid()?;
         processors::check_count(&vm, config.cpus)?;
@@ -65,7 +73,7 @@ impl Blueprint {
             boot,
             vm,
             supported,
-            disks,
+            opened,
         })
     }
 
@@ -77,7 +85,7 @@ impl Blueprint {
             boot,
             vm,
             supported,
-            disks,
+            opened,
         } = self;
         let iommu = open_iommu(&config, &vm)?;
         let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
@@ -127,7 +135,7 @@ impl Blueprint {
             machine.assign(iommu, &space, &msi)?;
             machine.start.mark("devices_opened");
         }
-        machine.add_virtual(disks, &space, &msi)?;
+        machine.add_virtual(opened, &space, &msi)?;
         if let Some(populating) = populating {
             populating.wait()?;
             machine.start.mark("ram_populated");

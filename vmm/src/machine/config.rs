@@ -8,7 +8,11 @@ use devices::{
 };
 use vfio::{Assignable, assigned, kernel::Interface};
 
-use crate::{console::Serial, ram::Pages};
+use crate::{
+    console::Serial,
+    net::{Source, Vhost},
+    ram::Pages,
+};
 
 /// What the machine is to be.
 #[derive(Debug, Clone)]
@@ -31,6 +35,8 @@ pub struct Config {
     pub assigned: Vec<Assignment>,
     /// Disks.
     pub disks: Vec<DiskConfig>,
+    /// Network interfaces.
+    pub networks: Vec<NetConfig>,
     /// Where the guest's source of random numbers is, if it has one.
     pub rng: Option<Slot>,
     /// Which of the kernel's interfaces their DMA goes through; the one that the host has, if nothing.
@@ -78,4 +84,19 @@ impl DiskConfig {
         };
         Disk::open(&self.path, access)
     }
+}
+
+/// A network interface of the guest's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// The host's side.
+    pub source: Source,
+    /// Its address.
+    pub mac: [u8; 6],
+    /// How many pairs of queues.
+    pub queues: usize,
+    /// Who carries the packets.
+    pub vhost: Vhost,
+    /// Where in the guest.
+    pub slot: Slot,
 }

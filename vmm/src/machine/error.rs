@@ -13,8 +13,8 @@ use vfio::{
 };
 
 use crate::{
-    boot::BootError, kvm::KvmError, platform::PlatformError, processors::ProcessorsError,
-    ram::RamError,
+    boot::BootError, kvm::KvmError, net::NetError, platform::PlatformError,
+    processors::ProcessorsError, ram::RamError,
 };
 
 /// The machine cannot be put together, or cannot go on.
@@ -64,6 +64,9 @@ pub enum MachineError {
     /// A file cannot be a disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network interface cannot be had.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// A virtual device cannot be made.
     #[error("making {device}\n  it takes a few open files:  ulimit -n")]
     Virtual {

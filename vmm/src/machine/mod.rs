@@ -8,7 +8,7 @@ mod refusals;
 mod virtual_devices;
 
 pub use blueprint::Blueprint;
-pub use config::{Assignment, Config, DiskConfig};
+pub use config::{Assignment, Config, DiskConfig, NetConfig};
 pub use error::MachineError;
 pub use refusals::Refused;
 

@@ -10,14 +10,37 @@ use devices::{
     },
 };
 
-use super::{Machine, MachineError};
-use crate::kvm::{doorbell::MemoryDoorbells, msi::MsiController};
+use super::{Config, Machine, MachineError};
+use crate::{
+    kvm::{doorbell::MemoryDoorbells, msi::MsiController},
+    net::{self, NetError, Source, Tap},
+};
+
+/// What of the host's they are made of.
+pub(super) struct Opened {
+    pub(super) disks: Vec<Disk>,
+    /// A tap that is not there yet is missing here.
+    pub(super) taps: Vec<Option<Tap>>,
+}
+
+/// Opens the taps that there are. Descriptors first, so that no file of ours has the number of one.
+pub(super) fn find_taps(config: &Config) -> Result<Vec<Option<Tap>>, NetError> {
+    let mut taps: Vec<Option<Tap>> = config.networks.iter().map(|_| None).collect();
+    for descriptors in [true, false] {
+        for (net, tap) in config.networks.iter().zip(&mut taps) {
+            if matches!(net.source, Source::Descriptor(_)) == descriptors {
+                *tap = net.source.find(net.queues)?;
+            }
+        }
+    }
+    Ok(taps)
+}
 
 impl Machine {
-    /// Puts the virtual devices where the configuration says; `disks` are its disks, open.
+    /// Puts the virtual devices where the configuration says.
     pub(super) fn add_virtual(
         &mut self,
-        disks: Vec<Disk>,
+        opened: Opened,
         space: &PciSpace,
         msi: &MsiController,
     ) -> Result<(), MachineError> {
@@ -28,9 +51,16 @@ impl Machine {
             ram: self.ram.shared(),
         };
         let slots: Vec<Slot> = self.config.disks.iter().map(|disk| disk.slot).collect();
-        for (number, (disk, slot)) in disks.into_iter().zip(slots).enumerate() {
+        for (number, (disk, slot)) in opened.disks.into_iter().zip(slots).enumerate() {
             let blk = Blk::new(number, disk, self.config.cpus);
             self.plug(slot, Box::new(blk), &wiring, "a disk")?;
+        }
+        let networks = self.config.networks.clone();
+        for (number, (tap, net)) in opened.taps.into_iter().zip(networks).enumerate() {
+            let tap = tap.map_or_else(|| net.source.make(net.queues), Ok);
+            let tap = (tap.map_err(NetError::from)?, net.vhost);
+            let device = net::device(number, net.mac, tap, self.ram.memory())?;
+            self.plug(net.slot, Box::new(device), &wiring, "a network interface")?;
         }
         if let Some(slot) = self.config.rng {
             let device = "the source of random numbers";

@@ -57,6 +57,8 @@ enum RunError {
         "slot {slot} is asked for twice\n  give each device an addr= of its own, or leave it out"
     )]
     SlotTwice { slot: Slot },
+    #[error("{tap} is named twice\n  give each --net a tap of its own")]
+    TapTwice { tap: String },
     #[error(
         "{device} is a mediated device, whose MAC address only the driver that makes it can set\n  leave mac= out"
     )]
@@ -234,6 +236,7 @@ fn config(args: &RunArgs, assigned: Vec<Assignment>, places: slots::Places) -> C
         prefault: args.memory.prefault.unwrap_or(!assigned.is_empty()),
         assigned,
         disks: places.disks,
+        networks: places.networks,
         rng: places.rng,
         interface: args.iommu_backend.0,
         serial: args.serial.clone(),
@@ -276,6 +279,14 @@ fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
             "#   00:{}  is a disk in {}{how}{past}",
             disk.slot,
             disk.path.display()
+        );
+    }
+    for net in &config.networks {
+        println!(
+            "  00:{}  is a network interface on {}, with the address {}",
+            net.slot,
+            net.source,
+            Mac(net.mac)
         );
     }
     if let Some(slot) = config.rng {

@@ -1,20 +1,25 @@
 //! Which device of the host's goes where in the guest.
 
-use std::error::Error;
+use std::{error::Error, fs};
 
 use devices::pci::{Slot, assign::AssignError};
-use vfio::{Assignable, host::Host};
+use vfio::{
+    Assignable,
+    host::{Host, Mac},
+};
 
 use super::RunError;
 use crate::{
-    cli::{VfioArg, run::RunArgs},
-    machine::{Assignment, DiskConfig},
+    cli::{NetArg, VfioArg, run::RunArgs},
+    machine::{Assignment, DiskConfig, NetConfig},
+    net::Source,
 };
 
 /// The slots that are asked for by name, whoever they are for: nobody else gets them.
 pub(super) fn asked(args: &RunArgs) -> Result<Vec<Slot>, RunError> {
     let functions = args.vfio.iter().filter_map(|arg| arg.slot);
     let disks = args.disk.iter().filter_map(|arg| arg.slot);
+    let networks = args.net.iter().filter_map(|arg| arg.slot);
     let mut asked: Vec<Slot> = Vec::new();
     for slot in functions {
         if asked.contains(&slot) {
@@ -23,7 +28,7 @@ pub(super) fn asked(args: &RunArgs) -> Result<Vec<Slot>, RunError> {
         asked.push(slot);
     }
     // A device of ours is alone in its slot.
-    for slot in disks {
+    for slot in disks.chain(networks) {
         if asked.iter().any(|other| other.device == slot.device) {
             return Err(RunError::SlotTwice { slot });
         }
@@ -79,6 +84,7 @@ pub(super) fn assign(
 /// What of the guest's bus the devices of ours get: the first slots that the assigned ones leave.
 pub(super) struct Places {
     pub(super) disks: Vec<DiskConfig>,
+    pub(super) networks: Vec<NetConfig>,
     pub(super) rng: Option<Slot>,
 }
 
@@ -105,8 +111,39 @@ pub(super) fn place(
         })
     });
     let disks = disks.collect::<Result<_, RunError>>()?;
+    let mut networks: Vec<NetConfig> = Vec::new();
+    for net in &args.net {
+        if networks.iter().any(|other| other.source == net.source) {
+            let tap = net.source.to_string();
+            return Err(RunError::TapTwice { tap });
+        }
+        networks.push(network(args, net, place(net.slot)?));
+    }
     let rng = args.rng.then(|| place(None)).transpose()?;
-    Ok(Places { disks, rng })
+    Ok(Places {
+        disks,
+        networks,
+        rng,
+    })
+}
+
+fn network(args: &RunArgs, net: &NetArg, slot: Slot) -> NetConfig {
+    let guest = args.name.clone();
+    let guest = guest.unwrap_or_else(|| nameless(&net.source));
+    let derived = Mac::of_guest(&guest, slot.device.into());
+    NetConfig {
+        source: net.source.clone(),
+        mac: net.mac.unwrap_or(derived.0),
+        queues: net.queues,
+        vhost: net.vhost,
+        slot,
+    }
+}
+
+/// What tells a guest without a name from others, here and on other hosts (machine-id(5)).
+fn nameless(tap: &Source) -> String {
+    let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    format!("{host}{tap}")
 }
 
 /// A slot none of whose functions is taken. Slot 0 is the host bridge.
@@ -152,10 +189,34 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_nobody_gave_follows_from_the_name_of_the_guest_and_the_slot() {
+        let macs = |words: &str| {
+            let args = args(words);
+            let places = place(&args, &asked(&args).unwrap(), &[]).unwrap();
+            let macs = places.networks.into_iter().map(|net| net.mac);
+            macs.collect::<Vec<_>>()
+        };
+        let two = macs("--name a --net tap=t0 --net tap=t1");
+        assert_ne!(two[0], two[1]);
+        assert_eq!(macs("--name a --net tap=t2,addr=02")[0], two[1]);
+        assert_ne!(macs("--name b --net tap=t0")[0], two[0]);
+        assert_ne!(macs("--net tap=t0")[0], macs("--net tap=t1")[0]);
+        let given = macs("--net tap=t0,mac=02:00:00:00:00:01");
+        assert_eq!(given, [[2, 0, 0, 0, 0, 1]]);
+    }
+
+    #[test]
+    fn one_tap_is_one_interface_s() {
+        let error = places("--net tap=t0 --net tap=t0").unwrap_err();
+        assert!(error.to_string().starts_with("t0 is named twice"));
+    }
+
+    #[test]
     fn a_slot_is_one_device_s() {
         for words in [
             "--disk a,addr=06 --disk b,addr=06",
             "--vfio 03:10.3,addr=06.1 --disk a,addr=06",
+            "--disk a,addr=06 --net tap=t0,addr=06",
         ] {
             let error = places(words).unwrap_err().to_string();
             assert!(error.starts_with("slot 06.0 is asked for twice"), "{error}");
