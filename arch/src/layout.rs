@@ -125,8 +125,14 @@ pub const COMMAND_LINE: Range<u64> = 0x2_0000..0x2_0000 + COMMAND_LINE_ROOM as u
 pub const EBDA: u64 = 0x9_fc00;
 /// The ACPI tables, in the area where the RSDP may be searched for (ACPI 6.5 §5.2.5.1).
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+/// The SMBIOS structures, behind the ACPI tables.
+pub const SMBIOS_TABLE: Range<u64> = 0xe_8000..0xf_0000;
 /// A copy of the OpRegion of Intel's graphics: behind the tables, before the code at the reset vector.
 pub const IGD_OPREGION: Range<u32> = 0xf_0000..0xf_f000;
+/// The SMBIOS entry point, in the area where it may be searched for, behind the OpRegion.
+pub const SMBIOS_ENTRY: u64 = 0xf_f000;
+/// The segment of the code at the reset vector.
+pub const RESET_SEGMENT: u16 = 0xf000;
 /// The RSDP.
 pub const RSDP: u64 = ACPI_TABLES.start;
 /// First byte above what a PC keeps for its firmware; kernels and initrds go from here.
@@ -138,6 +144,7 @@ pub const MAX_CPUS: u32 = 254;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::reset_vector::RESET_VECTOR;
 
     #[test]
     fn nothing_in_the_hole_overlaps() {
@@ -168,6 +175,20 @@ mod tests {
             HIGH_RAM..HIGH_RAM + 1,
         ];
         assert!(parts.windows(2).all(|two| two[0].end <= two[1].start));
+    }
+
+    #[test]
+    fn the_firmwares_area_is_shared_without_an_overlap() {
+        let opregion = u64::from(IGD_OPREGION.start)..u64::from(IGD_OPREGION.end);
+        let parts = [
+            RSDP..RSDP + 0x1000,
+            SMBIOS_TABLE,
+            opregion,
+            SMBIOS_ENTRY..SMBIOS_ENTRY + 0x20,
+            RESET_VECTOR..ACPI_TABLES.end,
+        ];
+        assert!(parts.windows(2).all(|two| two[0].end <= two[1].start));
+        assert!(ACPI_TABLES.start <= parts[0].start && SMBIOS_ENTRY.is_multiple_of(16));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod lapic;
 pub mod layout;
 pub mod msr;
 pub mod ram;
+pub mod smbios;
 
 #[cfg(test)]
 mod random;

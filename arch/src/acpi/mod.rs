@@ -103,7 +103,7 @@ impl Area {
     fn place(&mut self, table: Vec<u8>) -> u64 {
         let address = self.next;
         let end = address + table.len() as u64;
-        let limit = layout::IGD_OPREGION.start.into();
+        let limit = layout::SMBIOS_TABLE.start;
         assert!(end <= limit, "ACPI tables up to {end:#x}");
         self.next = end.next_multiple_of(TABLE_ALIGN);
         self.blobs.push((address, table));

@@ -2,6 +2,7 @@
 
 pub mod binding;
 mod config_file;
+mod credential_arg;
 mod disk_arg;
 pub mod doctor;
 pub mod list;
@@ -9,15 +10,18 @@ mod net_arg;
 pub mod run;
 mod size;
 mod slot;
+mod smbios_arg;
 pub mod sriov;
 mod typed;
 mod vfio_arg;
 
 pub use config_file::{ConfigFileError, Wrong};
+pub use credential_arg::{CredentialArg, CredentialArgError, CredentialValue};
 pub use disk_arg::{DiskArg, DiskArgError};
 pub use net_arg::{NetArg, NetArgError};
 pub use size::{MemoryArg, SizeError};
 pub use slot::AddrError;
+pub use smbios_arg::{SmbiosArg, SmbiosArgError};
 use typed::is_switch;
 pub use typed::{ParseError, parse};
 pub use vfio_arg::{VfioArg, VfioArgError};

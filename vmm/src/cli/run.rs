@@ -6,7 +6,7 @@ use clap::Args;
 
 use vfio::kernel::Interface;
 
-use super::{DiskArg, MemoryArg, NetArg, VfioArg};
+use super::{CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg};
 use crate::console::Serial;
 
 /// Boot a guest.
@@ -59,6 +59,13 @@ pub struct RunArgs {
     /// End when the guest asks for a reboot
     #[arg(long)]
     pub no_reboot: bool,
+    /// Tell the guest, in its SMBIOS tables: manufacturer=, product=, version=, serial=, sku=, family= or uuid= of the machine, or
+    /// oem=STRING; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub smbios: Vec<SmbiosArg>,
+    /// Give systemd in the guest a credential: NAME=VALUE, or NAME:FILE for what is in a file; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub credential: Vec<CredentialArg>,
     /// What to call the guest, for those who find its devices in use
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

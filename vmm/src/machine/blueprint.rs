@@ -6,6 +6,7 @@ use arch::{
     cpuid::{self, Leaf},
     layout,
     ram::{self as plan, RamRange},
+    smbios,
 };
 use devices::{
     mapping::Memslots,
@@ -67,6 +68,7 @@ impl Blueprint {
         let ram_layout = plan::plan(config.memory_bytes, &[])?;
         plan::check_reach(&ram_layout, cpuid::phys_bits(&supported))?;
         boot.place(&ram_layout)?;
+        smbios::tables(&config.smbios, &ram_layout)?;
         Ok(Self {
             config,
             start,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use arch::smbios::SmbiosConfig;
 use devices::{
     pci::Slot,
     virtio::blk::{Access, Disk, DiskError},
@@ -39,6 +40,8 @@ pub struct Config {
     pub networks: Vec<NetConfig>,
     /// Where the guest's source of random numbers is, if it has one.
     pub rng: Option<Slot>,
+    /// What it calls itself, and strings for the guest.
+    pub smbios: SmbiosConfig,
     /// Which of the kernel's interfaces their DMA goes through; the one that the host has, if nothing.
     pub interface: Option<Interface>,
     /// Where the serial port goes.

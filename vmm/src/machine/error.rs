@@ -2,7 +2,7 @@
 
 use std::io;
 
-use arch::ram as plan;
+use arch::{ram as plan, smbios::SmbiosError};
 use devices::{
     pci::{assign::AssignError as BarAssignError, root::SlotError},
     virtio::blk::DiskError,
@@ -29,6 +29,9 @@ pub enum MachineError {
     /// The vCPUs.
     #[error(transparent)]
     Processors(#[from] ProcessorsError),
+    /// What the guest is told does not fit into its tables.
+    #[error(transparent)]
+    Smbios(#[from] SmbiosError),
     /// RAM cannot be laid out.
     #[error(transparent)]
     Plan(#[from] plan::RamError),

@@ -14,7 +14,7 @@ pub use refusals::Refused;
 
 use std::{sync::Arc, time::Duration};
 
-use arch::{acpi::AcpiConfig, ram::RamRange};
+use arch::{acpi::AcpiConfig, ram::RamRange, smbios};
 use devices::{
     bus::Action,
     pci::{Slot, space::Windows},
@@ -26,6 +26,7 @@ use vfio::{
     assigned::{self, AssignedFunction, Notice},
     kernel::Iommu,
 };
+use vm_memory::{Bytes, GuestAddress};
 
 use self::refusals::Refusals;
 use crate::{
@@ -100,6 +101,11 @@ impl Machine {
         let registers = self
             .boot
             .load(&self.ram_layout, memory, &acpi, screen.as_ref())?;
+        let tables = smbios::tables(&self.config.smbios, &self.ram_layout)?;
+        for (address, table) in tables {
+            let written = memory.write_slice(&table, GuestAddress(address));
+            written.map_err(BootError::Memory)?;
+        }
         self.processors.enter(&registers)?;
         Ok(())
     }

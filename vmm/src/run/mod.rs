@@ -2,6 +2,7 @@
 
 mod memory;
 mod slots;
+mod smbios;
 
 use std::{
     error::Error,
@@ -42,6 +43,8 @@ const USUAL_VECTORS: u64 = 64;
 enum RunError {
     #[error("--serial\n  name a file that can be written, or stdio, or null")]
     Serial(#[source] io::Error),
+    #[error("--credential {}\n  name a file that can be read", path.display())]
+    Credential { path: PathBuf, source: io::Error },
     #[error("--stats {}\n  name a file that can be written", path.display())]
     Stats { path: PathBuf, source: io::Error },
     #[error(
@@ -91,7 +94,7 @@ pub fn run(args: &RunArgs) -> Ended {
     let asked = slots::asked(args)?;
     let assigned = slots::assign(&host, &args.vfio, &asked)?;
     let places = slots::place(args, &asked, &assigned)?;
-    let config = config(args, assigned, places);
+    let config = config(args, assigned, places)?;
     memory::check(&config)?;
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
@@ -224,8 +227,12 @@ fn report(outcome: &Outcome) -> ExitCode {
     }
 }
 
-fn config(args: &RunArgs, assigned: Vec<Assignment>, places: slots::Places) -> Config {
-    Config {
+fn config(
+    args: &RunArgs,
+    assigned: Vec<Assignment>,
+    places: slots::Places,
+) -> Result<Config, RunError> {
+    Ok(Config {
         kernel: args.kernel.clone(),
         initrd: args.initrd.clone(),
         cmdline: args.cmdline.clone(),
@@ -238,11 +245,12 @@ fn config(args: &RunArgs, assigned: Vec<Assignment>, places: slots::Places) -> C
         disks: places.disks,
         networks: places.networks,
         rng: places.rng,
+        smbios: smbios::config(args)?,
         interface: args.iommu_backend.0,
         serial: args.serial.clone(),
         no_reboot: args.no_reboot,
         stats: args.stats.clone(),
-    }
+    })
 }
 
 /// Which of the kernel's interfaces the devices' memory will be mapped by, as far as that can be told.
