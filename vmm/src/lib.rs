@@ -1,5 +1,6 @@
 //! The machine: KVM, guest RAM, assembly, the vCPU loop, control; and what the `viaduct` command does with it.
 
+mod affinity;
 pub mod binding;
 pub mod boot;
 pub mod cli;

@@ -7,12 +7,17 @@ use std::{
 
 use arch::{
     boot::registers::BootRegisters,
-    cpuid::{self, CpuidConfig, Leaf},
+    cpuid::{
+        self, CpuidConfig, Leaf,
+        model::{self, LevelNotReached, Model},
+        topology::Topology,
+    },
 };
 use kvm_bindings::MsrList;
 use kvm_ioctls::Cap;
 
 use crate::{
+    affinity,
     events::{Event, Mailbox},
     kvm::{
         KvmError, Vm,
@@ -21,6 +26,17 @@ use crate::{
     stats::ExitCounters,
     vcpu::{self, Running, Shared, Vcpu},
 };
+
+/// What the processors are to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessorsConfig {
+    /// How many, and how they are put together.
+    pub topology: Topology,
+    /// What they can do.
+    pub model: Model,
+    /// The host's processors that they run on, one each; wherever the host likes, if there is none.
+    pub pin: Vec<usize>,
+}
 
 /// The vCPUs cannot be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +54,21 @@ pub enum ProcessorsError {
         /// Possible.
         most: usize,
     },
+    /// This host's CPU cannot do what the model can.
+    #[error(transparent)]
+    Model(#[from] LevelNotReached),
+    /// A processor to run on that is not there, or not ours.
+    #[error(
+        "{processor} is no processor of this host's that viaduct may run on: there are {}\n  \
+         choose others with --cpus …,pin=, or allow it:  taskset -c {processor} viaduct run …",
+        ranges(allowed)
+    )]
+    NotAllowed {
+        /// Asked for.
+        processor: usize,
+        /// Possible.
+        allowed: Vec<usize>,
+    },
     /// No thread for one of them.
     #[error(
         "starting a vCPU thread\n  give the guest fewer CPUs with --cpus, or allow more threads:  ulimit -u"
@@ -48,15 +79,38 @@ pub enum ProcessorsError {
     Panicked,
 }
 
-/// Whether KVM on this host can run that many.
-pub fn check_count(vm: &Vm, wanted: u32) -> Result<(), ProcessorsError> {
+/// Whether this host can run such processors.
+pub fn check(
+    vm: &Vm,
+    config: &ProcessorsConfig,
+    supported: &[Leaf],
+) -> Result<(), ProcessorsError> {
     let most = vm.kvm.get_max_vcpus();
-    let fits = usize::try_from(wanted).is_ok_and(|wanted| wanted <= most);
-    if fits {
-        Ok(())
-    } else {
-        Err(ProcessorsError::TooMany { wanted, most })
+    let wanted = config.topology.cpus();
+    if !usize::try_from(wanted).is_ok_and(|wanted| wanted <= most) {
+        return Err(ProcessorsError::TooMany { wanted, most });
     }
+    model::check(supported, config.model)?;
+    if config.pin.is_empty() {
+        return Ok(());
+    }
+    let allowed = affinity::allowed()?;
+    let other = config.pin.iter().find(|one| !allowed.contains(one));
+    match other.copied() {
+        Some(processor) => Err(ProcessorsError::NotAllowed { processor, allowed }),
+        None => Ok(()),
+    }
+}
+
+/// Numbers in ascending order, as `0-3,8`.
+fn ranges(numbers: &[usize]) -> String {
+    let runs = numbers.chunk_by(|one, next| one + 1 == *next);
+    let texts = runs.filter_map(|run| match run {
+        [one] => Some(one.to_string()),
+        [first, .., last] => Some(format!("{first}-{last}")),
+        [] => None,
+    });
+    texts.collect::<Vec<_>>().join(",")
 }
 
 /// The guest's processors.
@@ -69,14 +123,14 @@ pub struct Processors {
 }
 
 impl Processors {
-    /// Makes `count` vCPUs; CPU 0 is the boot CPU. `supported` is what the host's KVM can show a guest.
+    /// Makes the vCPUs; CPU 0 is the boot CPU. `supported` is what the host's KVM can show a guest.
     pub fn create(
         vm: &Vm,
-        count: u32,
+        config: &ProcessorsConfig,
         supported: &[Leaf],
         shared: Arc<Shared>,
     ) -> Result<Self, ProcessorsError> {
-        check_count(vm, count)?;
+        check(vm, config, supported)?;
         vcpu::install_kick_handler()?;
         let saved = vm
             .kvm
@@ -89,8 +143,8 @@ impl Processors {
             counters: Vec::new(),
             shared,
         };
-        for id in 0..count {
-            set.add(vm, id, count, supported, &saved)?;
+        for id in 0..config.topology.cpus() {
+            set.add(vm, id, config, supported, &saved)?;
         }
         Ok(set)
     }
@@ -99,21 +153,24 @@ impl Processors {
         &mut self,
         vm: &Vm,
         id: u32,
-        count: u32,
+        config: &ProcessorsConfig,
         supported: &[Leaf],
         saved: &MsrList,
     ) -> Result<(), KvmError> {
+        // KVM makes its number for a vCPU the APIC ID.
+        let apic_id = config.topology.apic_id(id);
         let fd = vm
             .fd
-            .create_vcpu(id.into())
+            .create_vcpu(apic_id.into())
             .map_err(KvmError::call("KVM_CREATE_VCPU"))?;
-        let config = CpuidConfig {
-            apic_id: id,
-            cpus: count,
+        let cpuid = CpuidConfig {
+            apic_id,
+            topology: config.topology,
+            model: config.model,
             tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0),
             tsc_deadline: vm.kvm.check_extension(Cap::TscDeadlineTimer),
         };
-        vcpu_state::set_cpuid(&fd, &cpuid::guest(supported, &config))?;
+        vcpu_state::set_cpuid(&fd, &cpuid::guest(supported, &cpuid))?;
         vcpu_state::set_msrs(&fd, &arch::msr::boot_msrs())?;
         let mut lapic = fd.get_lapic().map_err(KvmError::call("KVM_GET_LAPIC"))?;
         arch::lapic::wire_local_interrupts(&mut lapic.regs);
@@ -122,7 +179,13 @@ impl Processors {
         self.power_on.push(PowerOnState::read(&fd, id == 0, saved)?);
         let exits = Arc::new(ExitCounters::default());
         self.counters.push(exits.clone());
-        self.parked.push(Vcpu { id, fd, exits });
+        let pinned = usize::try_from(id).ok().and_then(|id| config.pin.get(id));
+        self.parked.push(Vcpu {
+            id,
+            fd,
+            exits,
+            processor: pinned.copied(),
+        });
         Ok(())
     }
 

@@ -201,6 +201,7 @@ impl TinyGuest {
                 id: 0,
                 fd: vm.fd.create_vcpu(0).unwrap(),
                 exits: counters.clone(),
+                processor: None,
             }),
             counters,
             shared: shared(&ports, &device),

@@ -15,7 +15,10 @@ use devices::bus::{Action, Bus};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::stats::{ExitCounters, ExitKind};
+use crate::{
+    affinity,
+    stats::{ExitCounters, ExitKind},
+};
 
 /// Why a vCPU stopped running.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,12 +91,14 @@ pub struct Running {
 
 /// A vCPU that is not running.
 pub struct Vcpu {
-    /// Its number, which is its APIC ID.
+    /// Its number, from 0.
     pub id: u32,
     /// KVM's side of it.
     pub fd: VcpuFd,
     /// What it exited for.
     pub exits: Arc<ExitCounters>,
+    /// The host's processor that it runs on, if it has one of its own.
+    pub processor: Option<usize>,
 }
 
 thread_local! {
@@ -158,6 +163,13 @@ impl Running {
 impl Vcpu {
     /// Runs the guest until something stops it.
     fn run(&mut self, shared: &Shared) -> Stop {
+        if let Some(processor) = self.processor
+            && let Err(error) = affinity::pin(processor)
+        {
+            return Stop::Failed(format!(
+                "it cannot run on processor {processor}: {error}\n  see which are there:  lscpu --extended"
+            ));
+        }
         let run: *mut kvm_bindings::kvm_run = self.fd.get_kvm_run();
         // SAFETY: `run` points to this vCPU's kvm_run page, mapped as long as `self.fd` lives.
         IMMEDIATE_EXIT.set(unsafe { &raw mut (*run).immediate_exit });

@@ -22,7 +22,10 @@ use acpi_tables::{
     xsdt::XSDT,
 };
 
-use crate::layout::{self, ECAM, ECAM_LAST_BUS, IOAPIC, LAPIC, RSDP};
+use crate::{
+    cpuid::topology::Topology,
+    layout::{self, ECAM, ECAM_LAST_BUS, IOAPIC, LAPIC, RSDP},
+};
 
 const OEM: [u8; 6] = *b"VIADCT";
 const OEM_TABLE: [u8; 8] = *b"VIADUCT ";
@@ -53,8 +56,8 @@ const RTC_CENTURY: u8 = 0x32;
 /// What differs from guest to guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcpiConfig {
-    /// vCPUs, with the APIC IDs from 0 on; [`layout::MAX_CPUS`] at most.
-    pub cpus: u32,
+    /// The vCPUs; [`layout::MAX_CPUS`] at most.
+    pub topology: Topology,
     /// Where 64-bit BARs go: [`layout::high_window`].
     pub memory64: Range<u64>,
     /// Whether a card answers at the legacy VGA addresses.
@@ -78,7 +81,7 @@ pub fn tables(config: &AcpiConfig) -> AcpiTables {
     };
     let dsdt = area.place(dsdt::dsdt(config));
     let fadt = area.place(fadt(dsdt, config.has_vga));
-    let madt = area.place(madt(config.cpus));
+    let madt = area.place(madt(config.topology));
     let mcfg = area.place(mcfg());
 
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
@@ -149,7 +152,7 @@ fn port(number: u16) -> GAS {
 
 /// Processors, the I/O APIC, and NMI on every processor's LINT1. No source overrides: with a hardware-reduced platform there are no
 /// ISA interrupts, every device's GSI stands in the DSDT. acpi_tables knows too few structures, so they are spelled here.
-fn madt(cpus: u32) -> Vec<u8> {
+fn madt(topology: Topology) -> Vec<u8> {
     let mut madt = Sdt::new(
         *b"APIC",
         HEADER_LEN,
@@ -161,10 +164,11 @@ fn madt(cpus: u32) -> Vec<u8> {
     madt.append_slice(&low_address(LAPIC.start));
     // Flags: no 8259 pair to disable.
     madt.append_slice(&0_u32.to_le_bytes());
-    let cpus = cpus.min(layout::MAX_CPUS);
-    for id in (0..=u8::MAX).take_while(|&id| u32::from(id) < cpus) {
+    // Linux numbers its CPUs in this order, so that vCPU 1 is its CPU 1.
+    let ids = topology.apic_ids().map_while(|id| u8::try_from(id).ok());
+    for (number, id) in (0..u8::MAX).zip(ids) {
         madt.append_slice(&LOCAL_APIC);
-        madt.append_slice(&[id, id]);
+        madt.append_slice(&[number, id]);
         madt.append_slice(&ENABLED.to_le_bytes());
     }
     madt.append_slice(&IO_APIC);

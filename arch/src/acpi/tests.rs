@@ -4,7 +4,7 @@ use super::*;
 
 fn config(cpus: u32) -> AcpiConfig {
     AcpiConfig {
-        cpus,
+        topology: Topology::of(cpus, None, None, None).unwrap(),
         memory64: layout::high_window(8 << 30, 40),
         has_vga: false,
     }
@@ -89,6 +89,18 @@ fn the_madt_names_every_processor_once() {
 }
 
 #[test]
+fn the_madt_has_apic_ids_with_gaps_where_the_topology_has_them() {
+    let config = AcpiConfig {
+        topology: Topology::of(6, Some(2), None, None).unwrap(),
+        ..config(1)
+    };
+    let madt = find(&tables(&config), b"APIC");
+    let entries = madt[44..44 + 6 * 8].chunks(8);
+    let ids: Vec<_> = entries.map(|entry| (entry[2], entry[3])).collect();
+    assert_eq!(ids, [(0, 0), (1, 1), (2, 2), (3, 4), (4, 5), (5, 6)]);
+}
+
+#[test]
 fn the_fadt_describes_a_reduced_platform_with_reset_and_sleep_registers() {
     let fadt = find(&tables(&config(1)), b"FACP");
     assert_eq!(dword(&fadt, 112) & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
@@ -109,9 +121,8 @@ fn the_mcfg_has_bus_0() {
 fn a_guest_without_room_for_high_bars_has_one_window_less() {
     let with = find(&tables(&config(1)), b"DSDT");
     let none = AcpiConfig {
-        cpus: 1,
         memory64: 0..0,
-        has_vga: false,
+        ..config(1)
     };
     let without = find(&tables(&none), b"DSDT");
     // A QWord address space descriptor is 46 bytes long.

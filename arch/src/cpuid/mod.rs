@@ -1,13 +1,15 @@
 //! What a guest's CPUID says: the host's as far as KVM supports it, without what a guest must not see, with what it needs.
 //!
-//! Leaf numbers and bits: Intel SDM vol. 2A "CPUID", AMD APM vol. 3 appendix E, Documentation/virt/kvm/x86/cpuid.rst. The guest is
-//! one socket of single-threaded cores whose APIC IDs count from 0. KVM fills in what depends on the guest's state (XSAVE sizes,
+//! Leaf numbers and bits: Intel SDM vol. 2A "CPUID", AMD APM vol. 3 appendix E, Documentation/virt/kvm/x86/cpuid.rst. KVM fills in what depends on the guest's state (XSAVE sizes,
 //! OSXSAVE); XSAVE's leaf 0xd is left as KVM gives it.
 
-mod topology;
+pub mod model;
+pub mod topology;
 
 #[cfg(test)]
 mod tests;
+
+use self::{model::Model, topology::Topology};
 
 /// One leaf (or sub-leaf), as `kvm_cpuid_entry2` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,10 +33,12 @@ pub struct Leaf {
 /// What the machine says of one vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuidConfig {
-    /// Its APIC ID, which is also its number: below `cpus`.
+    /// Its APIC ID, one of the topology's.
     pub apic_id: u32,
-    /// How many vCPUs there are; at least one.
-    pub cpus: u32,
+    /// What it is a part of.
+    pub topology: Topology,
+    /// What it can do.
+    pub model: Model,
     /// What its time stamp counter runs at, if KVM knows.
     pub tsc_khz: Option<u32>,
     /// Whether KVM's local APIC timer takes a TSC deadline.
@@ -54,6 +58,7 @@ mod leaf {
     pub(super) const MORE_FEATURES: u32 = 0x7;
     pub(super) const PERFMON: u32 = 0xa;
     pub(super) const TOPOLOGY: u32 = 0xb;
+    pub(super) const STATES: u32 = 0xd;
     pub(super) const SGX: u32 = 0x12;
     pub(super) const TSC: u32 = 0x15;
     pub(super) const KEY_LOCKER_TME: u32 = 0x1b;
@@ -139,7 +144,8 @@ pub fn guest(supported: &[Leaf], config: &CpuidConfig) -> Vec<Leaf> {
     let mut table = Table(supported.to_vec());
     hide(&mut table);
     show(&mut table, config);
-    topology::describe(&mut table, config.apic_id, config.cpus.max(1));
+    topology::describe(&mut table, config.apic_id, config.topology);
+    model::limit(&mut table, config.model);
     table.0.sort_by_key(|leaf| (leaf.function, leaf.index));
     table.0
 }

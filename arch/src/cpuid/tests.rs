@@ -1,8 +1,18 @@
 use super::*;
 
+/// Cores of one socket.
+const fn flat(cores: u32) -> Topology {
+    Topology {
+        sockets: 1,
+        cores,
+        threads: 1,
+    }
+}
+
 const CONFIG: CpuidConfig = CpuidConfig {
     apic_id: 2,
-    cpus: 3,
+    topology: flat(3),
+    model: Model::Host,
     tsc_khz: Some(2_893_437),
     tsc_deadline: true,
 };
@@ -159,10 +169,36 @@ fn the_last_level_cache_is_shared_by_all_and_the_others_by_none() {
 }
 
 #[test]
+fn threads_share_the_caches_of_their_core_and_a_socket_its_last() {
+    let config = CpuidConfig {
+        // Thread 1 of core 1 of socket 1: one bit, two, and one.
+        apic_id: 0b1011,
+        topology: Topology {
+            sockets: 2,
+            cores: 3,
+            threads: 2,
+        },
+        ..CONFIG
+    };
+    let leaves = guest(&intel(), &config);
+    let levels = [0, 1].map(|index| find(&leaves, 0xb, index).unwrap());
+    assert_eq!(levels.map(|level| (level.eax, level.ebx)), [(1, 2), (3, 6)]);
+    assert_eq!(levels[0].edx, 11);
+    assert_eq!(find(&leaves, 4, 0).unwrap().eax >> 14, 3 << 12 | 1);
+    assert_eq!(find(&leaves, 4, 3).unwrap().eax >> 14, 3 << 12 | 7);
+    let leaves = guest(&amd(), &config);
+    assert_eq!(find(&leaves, 0x8000_001d, 0).unwrap().eax >> 14, 1);
+    assert_eq!(find(&leaves, 0x8000_001d, 3).unwrap().eax >> 14, 7);
+    let ids = find(&leaves, 0x8000_001e, 0).unwrap();
+    assert_eq!((ids.eax, ids.ebx, ids.ecx), (11, 1 << 8 | 1, 1));
+    assert_eq!(find(&leaves, 0x8000_0008, 0).unwrap().ecx & 0xf0ff, 0x3005);
+}
+
+#[test]
 fn fields_saturate_at_254_cpus() {
     let config = CpuidConfig {
         apic_id: 253,
-        cpus: 254,
+        topology: flat(254),
         ..CONFIG
     };
     let leaves = guest(&amd(), &config);
@@ -176,7 +212,7 @@ fn fields_saturate_at_254_cpus() {
 fn one_cpu_is_no_multiprocessor() {
     let config = CpuidConfig {
         apic_id: 0,
-        cpus: 1,
+        topology: flat(1),
         ..CONFIG
     };
     let leaves = guest(&amd(), &config);

@@ -26,6 +26,7 @@ mod rom;
 mod rounds;
 mod schedule;
 mod several;
+mod shape;
 mod sriov;
 mod through_iommufd;
 mod vf;
@@ -76,6 +77,7 @@ fn all() -> Vec<Scenario> {
         console::scenarios(),
         dma::scenarios(),
         boot::scenarios(),
+        shape::scenarios(),
         virtual_devices::scenarios(),
         interrupts::scenarios(),
         errors::scenarios(),

@@ -2,6 +2,7 @@
 
 pub mod binding;
 mod config_file;
+mod cpus_arg;
 mod credential_arg;
 mod disk_arg;
 pub mod doctor;
@@ -16,6 +17,7 @@ mod typed;
 mod vfio_arg;
 
 pub use config_file::{ConfigFileError, Wrong};
+pub use cpus_arg::{CpusArg, CpusArgError};
 pub use credential_arg::{CredentialArg, CredentialArgError, CredentialValue};
 pub use disk_arg::{DiskArg, DiskArgError};
 pub use net_arg::{NetArg, NetArgError};

@@ -6,7 +6,7 @@ use clap::Args;
 
 use vfio::kernel::Interface;
 
-use super::{CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg};
+use super::{CpusArg, CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg};
 use crate::console::Serial;
 
 /// Boot a guest.
@@ -29,9 +29,9 @@ pub struct RunArgs {
     /// Kernel command line
     #[arg(long, value_name = "STRING", default_value = "console=ttyS0")]
     pub cmdline: String,
-    /// Number of virtual CPUs, 1 to 254
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
-    pub cpus: u8,
+    /// Number of virtual CPUs, 1 to 254: N[,sockets=S][,cores=C][,threads=T][,pin=LIST][,model=host|x86-64|x86-64-v2|…]
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub cpus: CpusArg,
     /// Guest memory: SIZE[,hugepages=2M|1G|thp|off][,prefault=on|off]
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemoryArg,

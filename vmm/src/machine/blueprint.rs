@@ -63,7 +63,7 @@ impl Blueprint {
         };
         let vm = Vm::create()?;
         let supported = vm.supported_cpuid()?;
-        processors::check_count(&vm, config.cpus)?;
+        processors::check(&vm, &config.processors, &supported)?;
         // The real layout goes around what the IOMMU reserves, which only the devices' groups know; this is the best case.
         let ram_layout = plan::plan(config.memory_bytes, &[])?;
         plan::check_reach(&ram_layout, cpuid::phys_bits(&supported))?;
@@ -106,7 +106,7 @@ impl Blueprint {
         let shared = Shared::new(platform.io.clone(), platform.memory.clone());
         let root = platform.root.clone();
         let shared = Arc::new(shared.withdrawing(move || root.withdraw_silent()));
-        let processors = Processors::create(&vm, config.cpus, &supported, shared)?;
+        let processors = Processors::create(&vm, &config.processors, &supported, shared)?;
         let irqchip = IrqchipState::read(&vm.fd)?;
         start.mark("processors_made");
 

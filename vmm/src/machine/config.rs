@@ -12,6 +12,7 @@ use vfio::{Assignable, assigned, kernel::Interface};
 use crate::{
     console::Serial,
     net::{Source, Vhost},
+    processors::ProcessorsConfig,
     ram::Pages,
 };
 
@@ -25,7 +26,7 @@ pub struct Config {
     /// Kernel command line.
     pub cmdline: String,
     /// vCPUs.
-    pub cpus: u32,
+    pub processors: ProcessorsConfig,
     /// RAM, bytes.
     pub memory_bytes: u64,
     /// What RAM is made of.
@@ -50,6 +51,13 @@ pub struct Config {
     pub no_reboot: bool,
     /// Where the counters go.
     pub stats: Option<PathBuf>,
+}
+
+impl Config {
+    /// How many vCPUs there are.
+    pub fn cpus(&self) -> u32 {
+        self.processors.topology.cpus()
+    }
 }
 
 /// A device of the host's in the guest.

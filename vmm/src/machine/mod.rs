@@ -87,7 +87,7 @@ impl Machine {
     fn power_on(&self) -> Result<(), MachineError> {
         self.platform.root.assign_bars(&self.windows)?;
         let acpi = AcpiConfig {
-            cpus: self.config.cpus,
+            topology: self.config.processors.topology,
             memory64: self.windows.memory64.clone(),
             has_vga: self.display.is_some(),
         };

@@ -30,6 +30,19 @@ struct Several {
     vm: Vm,
 }
 
+/// Cores of one socket, wherever the host likes.
+fn plain(cores: u32) -> ProcessorsConfig {
+    ProcessorsConfig {
+        topology: Topology {
+            sockets: 1,
+            cores,
+            threads: 1,
+        },
+        model: Model::Host,
+        pin: Vec::new(),
+    }
+}
+
 impl Several {
     /// The boot CPU starts all others by INIT and start-up messages (Intel SDM vol. 3, 9.4.4). Then each counts; and CPU 0, while
     /// the others do, ends the guest when `ends`.
@@ -41,7 +54,7 @@ impl Several {
         let shared = tiny_guest::shared(&ports, &device);
         let supported = vm.supported_cpuid().unwrap();
         let several = Self {
-            processors: Processors::create(&vm, CPUS, &supported, shared).unwrap(),
+            processors: Processors::create(&vm, &plain(CPUS), &supported, shared).unwrap(),
             events: Events::new(Signals::block().unwrap()).unwrap(),
             ram,
             vm,
@@ -207,7 +220,7 @@ fn more_cpus_than_kvm_can_run_are_refused_with_how_many_it_can() {
     let shared = tiny_guest::shared(&ports, &device);
     let most = vm.kvm.get_max_vcpus();
     let wanted = u32::try_from(most).unwrap() + 1;
-    let Err(refused) = Processors::create(&vm, wanted, &[], shared) else {
+    let Err(refused) = Processors::create(&vm, &plain(wanted), &[], shared) else {
         panic!("{wanted} CPUs were made");
     };
     assert_eq!(
@@ -216,4 +229,58 @@ fn more_cpus_than_kvm_can_run_are_refused_with_how_many_it_can() {
             "{wanted} CPUs are more than the {most} that KVM on this host can run\n  give the guest fewer with --cpus"
         )
     );
+}
+
+#[test]
+fn processors_that_are_not_ours_are_refused_with_those_that_are() {
+    let Some(vm) = tiny_guest::vm() else {
+        return;
+    };
+    let supported = vm.supported_cpuid().unwrap();
+    let allowed = affinity::allowed().unwrap();
+    let pinned = |processor| ProcessorsConfig {
+        pin: vec![processor],
+        ..plain(1)
+    };
+    assert!(check(&vm, &pinned(allowed[0]), &supported).is_ok());
+    let refused = check(&vm, &pinned(8191), &supported).unwrap_err();
+    let said = refused.to_string();
+    assert!(said.contains(&ranges(&allowed)), "{said}");
+    assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
+}
+
+#[test]
+fn a_vcpu_runs_where_it_is_pinned() {
+    let Some(mut several) = Several::new(false) else {
+        return;
+    };
+    let last = *affinity::allowed().unwrap().last().unwrap();
+    for vcpu in &mut several.processors.parked {
+        vcpu.processor = Some(last);
+    }
+    several.processors.start(&several.events.mailbox()).unwrap();
+    let begun = Instant::now();
+    while !threads_are_pinned_to(last) {
+        assert!(begun.elapsed() < DEADLINE, "they are not pinned");
+        thread::yield_now();
+    }
+    several.processors.stop().unwrap();
+}
+
+/// Whether all threads of this process that are vCPUs, of which there are some, may run on that processor only.
+fn threads_are_pinned_to(processor: usize) -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let read = |task: &std::fs::DirEntry, file| {
+        std::fs::read_to_string(task.path().join(file)).unwrap_or_default()
+    };
+    let vcpus: Vec<String> = tasks
+        .filter(|task| read(task, "comm").starts_with("vcpu"))
+        .map(|task| read(&task, "status"))
+        .collect();
+    let wanted = format!("Cpus_allowed_list:\t{processor}\n");
+    vcpus
+        .iter()
+        .filter(|status| status.contains(&wanted))
+        .count()
+        >= 4
 }

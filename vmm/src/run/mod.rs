@@ -25,6 +25,7 @@ use crate::{
     events::Events,
     input,
     machine::{Assignment, Blueprint, Config, MachineError, Outcome},
+    processors::ProcessorsConfig,
     signals::Signals,
     stats,
 };
@@ -236,7 +237,11 @@ fn config(
         kernel: args.kernel.clone(),
         initrd: args.initrd.clone(),
         cmdline: args.cmdline.clone(),
-        cpus: args.cpus.into(),
+        processors: ProcessorsConfig {
+            topology: args.cpus.topology,
+            model: args.cpus.model,
+            pin: args.cpus.pin.clone(),
+        },
         memory_bytes: args.memory.size_bytes,
         pages: args.memory.pages,
         // The DMA map pins all of RAM one page after the other; populated by several threads first, that is several times faster.
@@ -265,7 +270,7 @@ fn interface(config: &Config) -> String {
 fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
     println!(
         "# guest: {} vCPU, {} MiB of RAM",
-        config.cpus,
+        config.cpus(),
         config.memory_bytes >> 20
     );
     println!("#   kernel   {}", config.kernel.display());

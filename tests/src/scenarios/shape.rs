@@ -1,0 +1,106 @@
+//! What a guest is made of: arguments from a file, what its firmware says of it, how its processors are put together and where they
+//! run.
+
+use std::time::Duration;
+
+use super::{Scenario, expect};
+use crate::cards::Machine;
+use crate::error::Result;
+use crate::host::Host;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "a guest is what a file says, from its name to its credentials and its pinned CPUs",
+            machine: Machine::example,
+            limit: Duration::from_secs(120),
+            run: from_a_file,
+        },
+        Scenario {
+            name: "two sockets of three cores are what the guest finds, all started",
+            machine: Machine::example,
+            limit: Duration::from_secs(120),
+            run: two_sockets,
+        },
+    ]
+}
+
+/// The processors swap places, so that it is no accident where they are.
+const FILE: &str = r#"
+memory = "256M"
+cpus = "2,threads=2,pin=1,0,model=x86-64-v2"
+smbios = ["product=Shape", "serial=42", "uuid=00112233-4455-6677-8899-aabbccddeeff"]
+credential = ["note=plain text", "key:/run/shape.key"]
+"#;
+
+const LOOK: &str = "cd /sys/class/dmi/id; echo dmi $(cat sys_vendor product_name product_serial product_uuid); \
+    tr '\\0' '\\n' < /sys/firmware/dmi/tables/DMI | grep -a systemd; cd /sys/devices/system/cpu/cpu0; \
+    echo siblings $(cat topology/thread_siblings_list); echo flags $(grep -m1 flags /proc/cpuinfo) .; \
+    echo == shown; read -r order";
+
+/// Where each thread of the guest's processors may run.
+const THREADS: &str = "for task in /proc/$(pgrep -fx 'viaduct run .*shape.toml.*')/task/*; do \
+    echo $(cat $task/comm) $(grep Cpus_allowed_list $task/status); done";
+
+fn from_a_file(l1: &Host) -> Result<()> {
+    l1.sh("printf 'hush\\n' > /run/shape.key")?;
+    l1.sh(&format!("cat > /run/shape.toml <<'END'{FILE}END"))?;
+    let mut guest = l1
+        .viaduct("run --config /run/shape.toml --smbios serial=43")
+        .script(LOOK)
+        .start()?;
+    let said = guest.wait_for("== shown")?;
+    // What is typed counts instead of the whole list in the file.
+    expect(
+        said.contains("dmi Viaduct Virtual Machine 43"),
+        "the guest reads what was typed",
+    )?;
+    expect(
+        said.contains("io.systemd.credential:note=plain text")
+            && said.contains("io.systemd.credential.binary:key=aHVzaAo="),
+        "systemd would find both credentials",
+    )?;
+    expect(said.contains("siblings 0-1"), "both are of one core")?;
+    let has = |flag: &str| said.contains(&format!(" {flag} "));
+    expect(
+        has("sse4_2") && has("popcnt") && !has("avx") && !has("aes") && !has("xsave"),
+        "the second level has SSE4.2 and nothing of the third",
+    )?;
+    let threads = l1.sh(THREADS)?;
+    for (thread, processor) in [("vcpu0", 1), ("vcpu1", 0)] {
+        let wanted = format!("{thread} Cpus_allowed_list: {processor}\n");
+        expect(threads.contains(&wanted), &format!("{wanted}in {threads}"))?;
+    }
+    guest.type_in("\n")?;
+    guest.succeeds()?;
+    let written = l1.sh(
+        "viaduct run --kernel /lab/l2/vmlinuz --config /run/shape.toml --dry-run > /run/again.toml; \
+         viaduct run --config /run/again.toml --dry-run | cmp - /run/again.toml && echo same",
+    )?;
+    expect(
+        written == "same\n",
+        "what a dry run prints is a file that says the same",
+    )
+}
+
+const PACKAGES: &str = "echo nproc $(nproc); cd /sys/devices/system/cpu; \
+    for n in 0 1 2 3 4 5; do echo cpu$n socket $(cat cpu$n/topology/physical_package_id) core $(cat cpu$n/topology/core_id); done; \
+    echo shared $(cat cpu5/topology/package_cpus_list); dmesg | grep -iE 'mismatch|firmware bug|topo.*err'; true";
+
+fn two_sockets(l1: &Host) -> Result<()> {
+    let guest = l1
+        .viaduct("run --cpus 6,sockets=2 --memory 256M")
+        .script(PACKAGES)
+        .start()?;
+    let said = guest.succeeds()?;
+    expect(said.contains("nproc 6"), "all six run")?;
+    for (cpu, socket, core) in [(0, 0, 0), (2, 0, 2), (3, 1, 0), (5, 1, 2)] {
+        let wanted = format!("cpu{cpu} socket {socket} core {core}\n");
+        expect(said.replace('\r', "").contains(&wanted), &wanted)?;
+    }
+    expect(said.contains("shared 3-5"), "the last three are a socket")?;
+    for wrong in ["ismatch", "irmware bug"] {
+        expect(!said.contains(wrong), "the kernel finds it sane")?;
+    }
+    Ok(())
+}
