@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::refusals::refused;
+use super::vf::number_after;
 use super::{Scenario, expect};
 use crate::cards::Machine;
 use crate::error::Result;
@@ -21,6 +23,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             machine: Machine::example,
             limit: Duration::from_secs(120),
             run: two_sockets,
+        },
+        Scenario {
+            name: "memory that could be shared serves two VFs, and is locked once for both",
+            machine: Machine::example,
+            limit: Duration::from_secs(120),
+            run: shared_memory,
         },
     ]
 }
@@ -103,4 +111,38 @@ fn two_sockets(l1: &Host) -> Result<()> {
         expect(!said.contains(wrong), "the kernel finds it sane")?;
     }
     Ok(())
+}
+
+/// What the kernel counts as locked, and where guest memory is.
+const LOCKED: &str = "pid=$(pgrep -fx 'viaduct run .*shared=on.*'); grep VmLck /proc/$pid/status | tr -s ' \t' ' '; \
+    echo mapped $(grep -c memfd:guest-ram /proc/$pid/maps)";
+
+fn shared_memory(l1: &Host) -> Result<()> {
+    let mut guest = l1
+        .viaduct("run --memory 384M,shared=on --vfio 03:10.1 --vfio 03:10.3")
+        .script("lab-dhcp && ping -c 3 10.0.2.2 && echo == works; read -r order")
+        .start()?;
+    let said = guest.wait_for("== works")?;
+    expect(said.contains("3 packets received"), "the VFs reach it")?;
+    let counted = l1.sh(LOCKED)?;
+    let kib = number_after(&counted, "VmLck: ");
+    // All of it once; a second time would be twice as much.
+    let all = 384 << 10;
+    expect(
+        (all..all + all / 4).contains(&kib),
+        &format!("{kib} KiB are locked for {all}"),
+    )?;
+    expect(!counted.contains("mapped 0"), "it is in a file")?;
+    guest.type_in("\n")?;
+    guest.succeeds()?;
+    let pages = "viaduct run --kernel /lab/l2/vmlinuz --memory 8G,hugepages=1G";
+    refused(
+        l1,
+        pages,
+        1,
+        &[
+            "8 huge pages of 1048576 KiB",
+            "hugepages-1048576kB/nr_hugepages",
+        ],
+    )
 }

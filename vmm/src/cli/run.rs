@@ -32,7 +32,7 @@ pub struct RunArgs {
     /// Number of virtual CPUs, 1 to 254: N[,sockets=S][,cores=C][,threads=T][,pin=LIST][,model=host|x86-64|x86-64-v2|…]
     #[arg(long, value_name = "N", default_value = "1")]
     pub cpus: CpusArg,
-    /// Guest memory: SIZE[,hugepages=2M|1G|thp|off][,prefault=on|off]
+    /// Guest memory: SIZE[,hugepages=2M|1G|thp|off][,prefault=on|off][,shared=on|off]
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemoryArg,
     /// Assign a host PCI function or mediated device: DEV[,addr=SLOT[.FN]][,id=NAME][,mac=MAC][,rom=on|off|FILE][,vga=on|off][,mmap=on|off]

@@ -1,4 +1,4 @@
-//! `--memory SIZE[,hugepages=2M|1G|thp|off][,prefault=on|off]`.
+//! `--memory SIZE[,hugepages=2M|1G|thp|off][,prefault=on|off][,shared=on|off]`.
 
 use std::str::FromStr;
 
@@ -13,6 +13,8 @@ pub struct MemoryArg {
     pub pages: Pages,
     /// Whether to populate all of it before the guest starts; `None` leaves that to the machine.
     pub prefault: Option<bool>,
+    /// Whether another process could map it.
+    pub is_shared: bool,
 }
 
 /// The text is not a memory argument.
@@ -29,7 +31,7 @@ pub enum SizeError {
     Odd(u64),
     /// A key nobody knows, or a value it does not take.
     #[error(
-        "'{0}' is not an option of --memory: there are hugepages=2M|1G|thp|off and prefault=on|off"
+        "'{0}' is not an option of --memory: there are hugepages=2M|1G|thp|off, prefault=on|off and shared=on|off"
     )]
     Option(String),
 }
@@ -54,6 +56,7 @@ impl FromStr for MemoryArg {
             size_bytes,
             pages: Pages::default(),
             prefault: None,
+            is_shared: false,
         };
         for option in parts {
             match option {
@@ -63,6 +66,9 @@ impl FromStr for MemoryArg {
                 "hugepages=off" => memory.pages = Pages::Small,
                 "prefault=on" => memory.prefault = Some(true),
                 "prefault=off" => memory.prefault = Some(false),
+                // As QEMU's and others' users write it, too.
+                "shared=on" | "shared" => memory.is_shared = true,
+                "shared=off" => memory.is_shared = false,
                 _ => return Err(SizeError::Option(option.to_owned())),
             }
         }
@@ -118,11 +124,12 @@ mod tests {
 
     #[test]
     fn options_follow_the_size() {
-        let memory: MemoryArg = "1G,hugepages=2M,prefault=off".parse().unwrap();
+        let memory: MemoryArg = "1G,hugepages=2M,prefault=off,shared=on".parse().unwrap();
         assert_eq!(
-            (memory.pages, memory.prefault),
-            (Pages::Huge2M, Some(false))
+            (memory.pages, memory.prefault, memory.is_shared),
+            (Pages::Huge2M, Some(false), true)
         );
+        assert!("1G,shared".parse::<MemoryArg>().unwrap().is_shared);
         assert!("1G,hugepages=3M".parse::<MemoryArg>().is_err());
     }
 }

@@ -91,7 +91,7 @@ impl Blueprint {
         } = self;
         let iommu = open_iommu(&config, &vm)?;
         let ram_layout = lay_ram(&config, iommu.as_deref(), &supported)?;
-        let ram = Ram::reserve(&ram_layout, config.pages)?;
+        let ram = Ram::reserve(&ram_layout, config.backing)?;
         // Zeroing pages takes longer than everything else together: it goes on beside what follows.
         let mib = config.memory_bytes >> 20;
         let populating = config.prefault.then(|| {

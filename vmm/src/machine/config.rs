@@ -13,7 +13,7 @@ use crate::{
     console::Serial,
     net::{Source, Vhost},
     processors::ProcessorsConfig,
-    ram::Pages,
+    ram::Backing,
 };
 
 /// What the machine is to be.
@@ -29,8 +29,8 @@ pub struct Config {
     pub processors: ProcessorsConfig,
     /// RAM, bytes.
     pub memory_bytes: u64,
-    /// What RAM is made of.
-    pub pages: Pages,
+    /// What RAM is kept in.
+    pub backing: Backing,
     /// Populate RAM before the guest starts.
     pub prefault: bool,
     /// Devices of the host's that the guest gets.

@@ -1,8 +1,12 @@
-use std::sync::Mutex;
+use std::{ptr, sync::Mutex};
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::*;
+use super::{
+    populate::{POPULATE_CHUNK, chunks},
+    range::HUGE_PAGE,
+    *,
+};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -69,7 +73,7 @@ fn ram_is_where_and_as_long_as_the_plan_says() {
 fn every_piece_is_aligned_to_2_mib_in_this_process() {
     // Kernels that align large mappings by themselves leave those of odd sizes where they fall.
     for pages in 1..32 {
-        let range = Range::map(HUGE_PAGE + pages * 4096, Pages::TransparentHuge).unwrap();
+        let range = Range::map(HUGE_PAGE + pages * 4096, Pages::TransparentHuge.into()).unwrap();
         assert_eq!(range.address() % HUGE_PAGE, 0);
         assert_eq!(range.len(), HUGE_PAGE + pages * 4096);
     }
@@ -102,7 +106,7 @@ fn chunks_cover_a_range_to_its_last_byte_without_overlap() {
         POPULATE_CHUNK + 4096,
         3 * POPULATE_CHUNK,
     ] {
-        let range = Arc::new(Range::map(len, Pages::Small).unwrap());
+        let range = Arc::new(Range::map(len, Pages::Small.into()).unwrap());
         let mut next = 0;
         for (_, offset, len) in chunks(&range) {
             assert_eq!(offset, next);
@@ -157,7 +161,7 @@ fn huge_pages_are_reserved_before_they_are_populated() {
     let ram = Ram::reserve(&plan, Pages::Huge2M).unwrap();
     // Whoever wants what is promised by now is told at once, and not by a SIGBUS later.
     let all = usize::try_from(free).unwrap() * HUGE_PAGE;
-    assert!(Range::map(all, Pages::Huge2M).is_err());
+    assert!(Range::map(all, Pages::Huge2M.into()).is_err());
     ram.populate().wait().unwrap();
     assert_eq!(unpromised(), Some(free - 2));
     let (_, memory) = ram.ranges().next().unwrap();
@@ -246,4 +250,62 @@ fn ram_around_a_hole_is_all_of_it_but_the_hole_at_the_same_place() {
     assert_eq!(lens(33 * MIB..2 * GIB), 39 * MIB);
     assert_eq!(lens(2 * GIB..3 * GIB), 40 * MIB);
     assert_eq!(lens(0..34 * MIB), 6 * MIB);
+}
+
+/// Small pages in a file.
+const SHARED: Backing = Backing {
+    pages: Pages::Small,
+    is_shared: true,
+    node: None,
+};
+
+#[test]
+fn shared_ram_is_in_a_sealed_file_and_works_like_any_other() {
+    let ram = Ram::reserve(&two_pieces(), SHARED).unwrap();
+    let (_, memory) = ram.ranges().nth(1).unwrap();
+    assert_eq!(memory.address() % HUGE_PAGE, 0);
+    let flags = smaps(memory.address(), "VmFlags").unwrap();
+    assert!(flags.split(' ').any(|flag| flag == "sh"), "{flags}");
+    ram.populate().wait().unwrap();
+    assert_eq!(resident_bytes(&ram), 40 * MIB);
+    let last = GuestAddress(4 * GIB + 6 * MIB - 1);
+    ram.memory().write_obj(7_u8, last).unwrap();
+    assert_eq!(ram.memory().read_obj::<u8>(last).unwrap(), 7);
+    let ours = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let named = |entry: &std::fs::DirEntry| {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        target.to_string_lossy().contains("memfd:guest-ram")
+    };
+    let file = ours.into_iter().find(named).unwrap();
+    let again = std::fs::File::options()
+        .write(true)
+        .open(file.path())
+        .unwrap();
+    assert!(again.set_len(0).is_err(), "nobody can cut it");
+}
+
+#[test]
+fn memory_prefers_the_node_that_it_was_asked_for() {
+    let policies = || std::fs::read_to_string("/proc/self/numa_maps").ok();
+    if policies().is_none() {
+        return crate::tiny_guest::skipped("this kernel knows of no memory nodes");
+    }
+    let backing = Backing {
+        node: Some(0),
+        ..Pages::Small.into()
+    };
+    let ram = Ram::reserve(&two_pieces(), backing).unwrap();
+    let (_, memory) = ram.ranges().next().unwrap();
+    let start = format!("{:x} prefer", memory.address());
+    let policies = policies().unwrap();
+    assert!(
+        policies.lines().any(|line| line.starts_with(&start)),
+        "{policies}"
+    );
+    // One that is not there costs nothing but the preference.
+    let nowhere = Backing {
+        node: Some(5000),
+        ..backing
+    };
+    assert!(Ram::reserve(&two_pieces(), nowhere).is_ok());
 }

@@ -2,13 +2,15 @@
 
 use std::fs;
 
+use vfio::host::Host;
+
 use super::RunError;
-use crate::machine::Config;
+use crate::machine::{Assignment, Config};
 
 /// Whether the host can give `config` its memory. The kernel overcommits: it would not refuse, but run out and kill somebody, us
 /// with devices in hand if need be. Pages from a pool are counted where they are reserved (`Ram::reserve`).
 pub(super) fn check(config: &Config) -> Result<(), RunError> {
-    if config.pages.pool_page().is_some() {
+    if config.backing.pages.pool_page().is_some() {
         return Ok(());
     }
     // No figures, no verdict.
@@ -16,6 +18,19 @@ pub(super) fn check(config: &Config) -> Result<(), RunError> {
         return Ok(());
     };
     enough_memory(&meminfo, config.memory_bytes, config.prefault)
+}
+
+/// The memory node that the devices are next to, if they are next to one: that of most of them, the first of several.
+pub(super) fn node(host: &Host, assigned: &[Assignment]) -> Option<u32> {
+    let functions = assigned.iter().filter_map(|one| one.device.function());
+    let nodes = functions.filter_map(|function| host.device(function).ok()?.numa_node);
+    most_frequent(&nodes.collect::<Vec<_>>())
+}
+
+fn most_frequent(nodes: &[u32]) -> Option<u32> {
+    let count = |node: u32| nodes.iter().filter(|other| **other == node).count();
+    // The last of the greatest is the first of all.
+    nodes.iter().copied().rev().max_by_key(|node| count(*node))
 }
 
 /// What is populated, and for devices pinned, has to be there now; the rest may yet be swapped out. From /proc/meminfo (proc(5)).
@@ -48,6 +63,13 @@ fn enough_memory(meminfo: &str, wanted: u64, populated: bool) -> Result<(), RunE
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_goes_where_most_devices_are() {
+        assert_eq!(most_frequent(&[]), None);
+        assert_eq!(most_frequent(&[1, 0]), Some(1));
+        assert_eq!(most_frequent(&[0, 1, 2, 1]), Some(1));
+    }
 
     #[test]
     fn memory_that_devices_pin_has_to_be_free_and_other_memory_only_there() {

@@ -26,6 +26,7 @@ use crate::{
     input,
     machine::{Assignment, Blueprint, Config, MachineError, Outcome},
     processors::ProcessorsConfig,
+    ram::Backing,
     signals::Signals,
     stats,
 };
@@ -95,7 +96,8 @@ pub fn run(args: &RunArgs) -> Ended {
     let asked = slots::asked(args)?;
     let assigned = slots::assign(&host, &args.vfio, &asked)?;
     let places = slots::place(args, &asked, &assigned)?;
-    let config = config(args, assigned, places)?;
+    let node = memory::node(&host, &assigned);
+    let config = config(args, assigned, places, node)?;
     memory::check(&config)?;
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
@@ -232,6 +234,7 @@ fn config(
     args: &RunArgs,
     assigned: Vec<Assignment>,
     places: slots::Places,
+    node: Option<u32>,
 ) -> Result<Config, RunError> {
     Ok(Config {
         kernel: args.kernel.clone(),
@@ -243,7 +246,11 @@ fn config(
             pin: args.cpus.pin.clone(),
         },
         memory_bytes: args.memory.size_bytes,
-        pages: args.memory.pages,
+        backing: Backing {
+            pages: args.memory.pages,
+            is_shared: args.memory.is_shared,
+            node,
+        },
         // The DMA map pins all of RAM one page after the other; populated by several threads first, that is several times faster.
         prefault: args.memory.prefault.unwrap_or(!assigned.is_empty()),
         assigned,
