@@ -126,9 +126,7 @@ impl Ram {
     /// Reserves address space for every range of `plan`. Nothing is populated.
     pub fn reserve(plan: &[RamRange], backing: impl Into<Backing>) -> Result<Self, RamError> {
         let backing = backing.into();
-        if let Some(page) = backing.pages.pool_page() {
-            check_pool(plan, page)?;
-        }
+        check(plan, backing.pages)?;
         let ranges: Vec<_> = plan
             .iter()
             .map(|range| {
@@ -201,7 +199,14 @@ fn region(guest: u64, range: &Range) -> Result<GuestRegionMmap, RamError> {
         .ok_or_else(|| RamError::Layout(format!("{guest:#x} + {:#x} overflows", range.len)))
 }
 
-/// Looks at the pool first, so that a missing huge page is said with what to do about it.
+/// Whether the host has what `plan` takes of a pool of huge pages. Looked at first, so that a missing page is said with what to do about
+/// it.
+pub fn check(plan: &[RamRange], pages: Pages) -> Result<(), RamError> {
+    pages
+        .pool_page()
+        .map_or(Ok(()), |page| check_pool(plan, page))
+}
+
 fn check_pool(plan: &[RamRange], page: u64) -> Result<(), RamError> {
     if let Some(range) = plan.iter().find(|range| range.len % page != 0) {
         return Err(RamError::NotWholePages {

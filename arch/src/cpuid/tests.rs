@@ -128,6 +128,18 @@ fn kvms_leaves_stay_and_the_timing_leaf_is_added() {
 }
 
 #[test]
+fn steal_time_async_page_faults_pv_eoi_and_unhalt_are_offered_as_kvm_has_them_whatever_the_model() {
+    // Documentation/virt/kvm/x86/cpuid.rst: ASYNC_PF, STEAL_TIME, PV_EOI, PV_UNHALT, POLL_CONTROL.
+    let wanted = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 12;
+    for model in [Model::Host, Model::Level(1), Model::Level(3)] {
+        let leaves = guest(&amd(), &CpuidConfig { model, ..CONFIG });
+        let offered = find(&leaves, 0x4000_0001, 0).unwrap().eax;
+        assert_eq!(offered & wanted, 0x0100_7efb & wanted);
+        assert_ne!(offered & 1 << 5, 0, "steal time");
+    }
+}
+
+#[test]
 fn linux_computes_the_exact_tsc_frequency_from_leaf_15() {
     let leaves = guest(&intel(), &CONFIG);
     assert_eq!(find(&leaves, 0, 0).unwrap().eax, leaf::TSC);

@@ -32,7 +32,7 @@ use crate::{
     },
     platform::Platform,
     processors::{self, Processors},
-    ram::Ram,
+    ram::{self, Ram},
     stats::StartTimes,
     vcpu::Shared,
 };
@@ -67,6 +67,7 @@ impl Blueprint {
         // The real layout goes around what the IOMMU reserves, which only the devices' groups know; this is the best case.
         let ram_layout = plan::plan(config.memory_bytes, &[])?;
         plan::check_reach(&ram_layout, cpuid::phys_bits(&supported))?;
+        ram::check(&ram_layout, config.backing.pages)?;
         boot.place(&ram_layout)?;
         smbios::tables(&config.smbios, &ram_layout)?;
         Ok(Self {

@@ -8,7 +8,7 @@ use super::RunError;
 use crate::machine::{Assignment, Config};
 
 /// Whether the host can give `config` its memory. The kernel overcommits: it would not refuse, but run out and kill somebody, us
-/// with devices in hand if need be. Pages from a pool are counted where they are reserved (`Ram::reserve`).
+/// with devices in hand if need be. Pages from a pool are counted by themselves (`ram::check`).
 pub(super) fn check(config: &Config) -> Result<(), RunError> {
     if config.backing.pages.pool_page().is_some() {
         return Ok(());

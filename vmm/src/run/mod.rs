@@ -1,6 +1,7 @@
 //! `viaduct run`: devices taken, machine assembled and run, devices given back on every way out.
 
 mod memory;
+mod plan;
 mod slots;
 mod smbios;
 
@@ -15,7 +16,6 @@ use devices::pci::{Bdf, Slot};
 use vfio::{
     Assignable,
     host::{BindOptions, Host, Mac, limits},
-    kernel::Interface,
 };
 
 use crate::{
@@ -119,8 +119,7 @@ pub fn run(args: &RunArgs) -> Ended {
         }
     }
     if args.dry_run {
-        print_plan(&host, &managed, &config);
-        print!("{}", args.file);
+        plan::print(&host, &managed, &config, &args.file);
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -263,59 +262,4 @@ fn config(
         no_reboot: args.no_reboot,
         stats: args.stats.clone(),
     })
-}
-
-/// Which of the kernel's interfaces the devices' memory will be mapped by, as far as that can be told.
-fn interface(config: &Config) -> String {
-    match config.interface.or_else(Interface::of_host) {
-        Some(interface) => format!("the kernel's {interface} interface"),
-        None => "what the kernel has once its modules are loaded".into(),
-    }
-}
-
-/// What would happen, for `--dry-run`: comments in front of the file that `--config` takes, so that what is printed can be kept.
-fn print_plan(host: &Host, managed: &[Bdf], config: &Config) {
-    println!(
-        "# guest: {} vCPU, {} MiB of RAM",
-        config.cpus(),
-        config.memory_bytes >> 20
-    );
-    println!("#   kernel   {}", config.kernel.display());
-    if let Some(initrd) = &config.initrd {
-        println!("#   initrd   {}", initrd.display());
-    }
-    println!("#   cmdline  {}", config.cmdline);
-    for Assignment { slot, device, .. } in &config.assigned {
-        println!("#   00:{slot}  is the host's {device}");
-    }
-    for disk in &config.disks {
-        let how = if disk.is_readonly { ", read only" } else { "" };
-        let past = if disk.is_direct {
-            ", past the page cache"
-        } else {
-            ""
-        };
-        println!(
-            "#   00:{}  is a disk in {}{how}{past}",
-            disk.slot,
-            disk.path.display()
-        );
-    }
-    for net in &config.networks {
-        println!(
-            "  00:{}  is a network interface on {}, with the address {}",
-            net.slot,
-            net.source,
-            Mac(net.mac)
-        );
-    }
-    if let Some(slot) = config.rng {
-        println!("#   00:{slot}  has the host's random numbers");
-    }
-    if !config.assigned.is_empty() {
-        println!("#   DMA through {}", interface(config));
-    }
-    for step in host.plan(managed) {
-        println!("# host: {step}");
-    }
 }

@@ -150,3 +150,31 @@ fn what_neither_says_is_asked_for() {
         Err(ParseError::Usage(_))
     ));
 }
+
+#[test]
+fn the_sample_is_a_file_that_can_be_run() {
+    let sample = include_str!("../../../../resources/guest.toml");
+    let args = run("viaduct run --config FILE", sample);
+    assert_eq!((args.cpus.pin.len(), args.vfio.len()), (4, 1));
+    assert!(args.rng && !args.no_reboot);
+}
+
+#[test]
+fn no_damage_to_a_file_is_more_than_an_error() {
+    let command = command();
+    let run = command.find_subcommand("run").unwrap();
+    let mut refused = 0;
+    for at in 0..FILE.len() {
+        for change in ["", "\"", "=", "[", "{", "\n", "\u{0}", "é", "."] {
+            let damaged = format!("{}{change}{}", &FILE[..at], &FILE[at + 1..]);
+            match settings(&damaged, run) {
+                Ok(_) => {}
+                Err((line, _)) => {
+                    assert!(line <= damaged.matches('\n').count() + 1);
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > FILE.len(), "{refused}");
+}

@@ -1,0 +1,71 @@
+//! What would happen, for `--dry-run`: comments in front of the file that `--config` takes, so that what is printed can be kept.
+
+use devices::pci::Bdf;
+use vfio::{
+    host::{Host, Mac},
+    kernel::Interface,
+};
+
+use crate::machine::{Assignment, Config};
+
+/// Prints it, with `file` behind it.
+pub(super) fn print(host: &Host, managed: &[Bdf], config: &Config, file: &str) {
+    let steps = host.plan(managed);
+    let steps = steps.iter().map(|step| format!("host: {step}"));
+    for text in guest(config).into_iter().chain(steps) {
+        // Whatever is in a name: no line of it is taken for one of the file's.
+        text.lines().for_each(|line| println!("# {line}"));
+    }
+    print!("{file}");
+}
+
+/// What the guest would be.
+fn guest(config: &Config) -> Vec<String> {
+    let (cpus, mib) = (config.cpus(), config.memory_bytes >> 20);
+    let mut lines = vec![
+        format!("guest: {cpus} vCPU, {mib} MiB of RAM"),
+        format!("  kernel   {}", config.kernel.display()),
+    ];
+    let initrd = config.initrd.iter();
+    lines.extend(initrd.map(|path| format!("  initrd   {}", path.display())));
+    lines.push(format!("  cmdline  {}", config.cmdline));
+    for Assignment { slot, device, .. } in &config.assigned {
+        lines.push(format!("  00:{slot}  is the host's {device}"));
+    }
+    lines.extend(virtual_devices(config));
+    if !config.assigned.is_empty() {
+        lines.push(format!("  DMA through {}", interface(config)));
+    }
+    lines
+}
+
+fn virtual_devices(config: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    for disk in &config.disks {
+        let (slot, path) = (disk.slot, disk.path.display());
+        let how = if disk.is_readonly { ", read only" } else { "" };
+        let past = if disk.is_direct {
+            ", past the page cache"
+        } else {
+            ""
+        };
+        lines.push(format!("  00:{slot}  is a disk in {path}{how}{past}"));
+    }
+    for net in &config.networks {
+        let (slot, source, mac) = (net.slot, &net.source, Mac(net.mac));
+        lines.push(format!(
+            "  00:{slot}  is a network interface on {source}, with the address {mac}"
+        ));
+    }
+    let rng = config.rng.iter();
+    lines.extend(rng.map(|slot| format!("  00:{slot}  has the host's random numbers")));
+    lines
+}
+
+/// Which of the kernel's interfaces the devices' memory will be mapped by, as far as that can be told.
+fn interface(config: &Config) -> String {
+    match config.interface.or_else(Interface::of_host) {
+        Some(interface) => format!("the kernel's {interface} interface"),
+        None => "what the kernel has once its modules are loaded".into(),
+    }
+}
