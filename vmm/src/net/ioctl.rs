@@ -39,9 +39,9 @@ impl Interface {
 
 /// Makes `file`, of /dev/net/tun, a queue of this interface.
 pub(super) fn set_interface(file: &File, interface: &Interface) -> io::Result<()> {
-    let request = interface.request().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut request = interface.request().ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: the kernel reads and writes a `struct ifreq` (TUNSETIFF), which this is.
-    answer(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw const request) })
+    answer(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
 /// What interface a descriptor is a queue of.
