@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+
 use crate::agent::{Event, Job};
-use crate::base64;
 use crate::error::{Doing, Error, Result, tail};
 use crate::host::Host;
 
@@ -135,7 +136,7 @@ impl<'a> Plan<'a> {
     pub(crate) fn command(&self) -> Result<String> {
         let mut cmdline = self.words.clone();
         if let Some(script) = &self.script {
-            cmdline = format!("{cmdline} lab.script={}", base64::encode(script.as_bytes()));
+            cmdline = format!("{cmdline} lab.script={}", BASE64_STANDARD.encode(script));
         }
         if cmdline.len() > LONGEST_CMDLINE {
             let what = format!("a guest's command line of {} bytes", cmdline.len());

@@ -1,7 +1,6 @@
 //! `cargo lab`: the simulated host, its scenarios and the whole test run. See README.md beside this crate.
 
 mod agent;
-mod base64;
 mod bench;
 mod binding;
 mod cards;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+
 use super::vf::{FIRST, SECOND};
 use super::{Scenario, expect};
-use crate::base64;
 use crate::cards::Machine;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -98,7 +99,7 @@ fn as_shipped(l1: &Host) -> Result<()> {
 }
 
 fn install(l1: &Host, contents: &str, path: &str) -> Result<()> {
-    let encoded = base64::encode(contents.as_bytes());
+    let encoded = BASE64_STANDARD.encode(contents);
     let command = format!("mkdir -p $(dirname {path}); echo {encoded} | base64 -d > {path}");
     l1.sh(&command).map(drop)
 }
