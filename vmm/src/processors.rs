@@ -59,8 +59,7 @@ pub enum ProcessorsError {
     Model(#[from] LevelNotReached),
     /// A processor to run on that is not there, or not ours.
     #[error(
-        "{processor} is no processor of this host's that viaduct may run on: there are {}\n  \
-         choose others with --cpus …,pin=, or allow it:  taskset -c {processor} viaduct run …",
+        "processor {processor} is none that viaduct may run on here\n  choose among those:  --cpus N,pin={}",
         ranges(allowed)
     )]
     NotAllowed {

@@ -19,16 +19,10 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             run: from_a_file,
         },
         Scenario {
-            name: "two sockets of three cores are what the guest finds, all started",
+            name: "two sockets of three cores run on memory that could be shared, which two VFs reach and which is locked once",
             machine: Machine::example,
             limit: Duration::from_secs(120),
-            run: two_sockets,
-        },
-        Scenario {
-            name: "memory that could be shared serves two VFs, and is locked once for both",
-            machine: Machine::example,
-            limit: Duration::from_secs(120),
-            run: shared_memory,
+            run: sockets_and_memory,
         },
     ]
 }
@@ -93,56 +87,45 @@ fn from_a_file(l1: &Host) -> Result<()> {
 
 const PACKAGES: &str = "echo nproc $(nproc); cd /sys/devices/system/cpu; \
     for n in 0 1 2 3 4 5; do echo cpu$n socket $(cat cpu$n/topology/physical_package_id) core $(cat cpu$n/topology/core_id); done; \
-    echo shared $(cat cpu5/topology/package_cpus_list); dmesg | grep -iE 'mismatch|firmware bug|topo.*err'; true";
-
-fn two_sockets(l1: &Host) -> Result<()> {
-    let guest = l1
-        .viaduct("run --cpus 6,sockets=2 --memory 256M")
-        .script(PACKAGES)
-        .start()?;
-    let said = guest.succeeds()?;
-    expect(said.contains("nproc 6"), "all six run")?;
-    for (cpu, socket, core) in [(0, 0, 0), (2, 0, 2), (3, 1, 0), (5, 1, 2)] {
-        let wanted = format!("cpu{cpu} socket {socket} core {core}\n");
-        expect(said.replace('\r', "").contains(&wanted), &wanted)?;
-    }
-    expect(said.contains("shared 3-5"), "the last three are a socket")?;
-    for wrong in ["ismatch", "irmware bug"] {
-        expect(!said.contains(wrong), "the kernel finds it sane")?;
-    }
-    Ok(())
-}
+    echo shared $(cat cpu5/topology/package_cpus_list); dmesg | grep -iE 'mismatch|firmware bug|topo.*err'; \
+    lab-dhcp && ping -c 3 10.0.2.2 && echo == works; read -r order";
 
 /// What the kernel counts as locked, and where guest memory is.
 const LOCKED: &str = "pid=$(pgrep -fx 'viaduct run .*shared=on.*'); grep VmLck /proc/$pid/status | tr -s ' \t' ' '; \
     echo mapped $(grep -c memfd:guest-ram /proc/$pid/maps)";
 
-fn shared_memory(l1: &Host) -> Result<()> {
+fn sockets_and_memory(l1: &Host) -> Result<()> {
+    let devices = "--vfio 03:10.1 --vfio 03:10.3";
     let mut guest = l1
-        .viaduct("run --memory 384M,shared=on --vfio 03:10.1 --vfio 03:10.3")
-        .script("lab-dhcp && ping -c 3 10.0.2.2 && echo == works; read -r order")
+        .viaduct(&format!(
+            "run --cpus 6,sockets=2 --memory 384M,shared=on {devices}"
+        ))
+        .script(PACKAGES)
         .start()?;
-    let said = guest.wait_for("== works")?;
-    expect(said.contains("3 packets received"), "the VFs reach it")?;
+    let said = guest.wait_for("== works")?.replace('\r', "");
+    expect(said.contains("nproc 6"), "all six run")?;
+    for (cpu, socket, core) in [(0, 0, 0), (2, 0, 2), (3, 1, 0), (5, 1, 2)] {
+        let wanted = format!("cpu{cpu} socket {socket} core {core}\n");
+        expect(said.contains(&wanted), &wanted)?;
+    }
+    expect(said.contains("shared 3-5"), "the last three are a socket")?;
+    for wrong in ["ismatch", "irmware bug"] {
+        expect(!said.contains(wrong), "the kernel finds it sane")?;
+    }
+    expect(said.contains("3 packets received"), "the VFs reach memory")?;
     let counted = l1.sh(LOCKED)?;
     let kib = number_after(&counted, "VmLck: ");
     // All of it once; a second time would be twice as much.
     let all = 384 << 10;
-    expect(
-        (all..all + all / 4).contains(&kib),
-        &format!("{kib} KiB are locked for {all}"),
-    )?;
+    let once = (all..all + all / 4).contains(&kib);
+    expect(once, &format!("{kib} KiB are locked for {all}"))?;
     expect(!counted.contains("mapped 0"), "it is in a file")?;
     guest.type_in("\n")?;
     guest.succeeds()?;
-    let pages = "viaduct run --kernel /lab/l2/vmlinuz --memory 8G,hugepages=1G";
-    refused(
-        l1,
-        pages,
-        1,
-        &[
-            "8 huge pages of 1048576 KiB",
-            "hugepages-1048576kB/nr_hugepages",
-        ],
-    )
+    let pages = "viaduct run --kernel /lab/l2/vmlinuz --memory 8G,hugepages=1G --dry-run";
+    let says = [
+        "8 huge pages of 1048576 KiB",
+        "hugepages-1048576kB/nr_hugepages",
+    ];
+    refused(l1, pages, 1, &says)
 }
