@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use devices::virtio::blk::Counts;
 use serde::Serialize;
 use vfio::assigned::FunctionStats;
 
@@ -130,6 +131,46 @@ pub struct DeviceReport {
     pub refused_dma: Refused,
 }
 
+/// What a disk of ours was asked for.
+#[derive(Debug, Serialize)]
+pub struct DiskReport {
+    /// Its address in the guest.
+    pub slot: String,
+    /// What it is kept in.
+    pub path: PathBuf,
+    /// Requests to read.
+    pub reads: u64,
+    /// What they asked for, in bytes.
+    pub read_bytes: u64,
+    /// Requests to write.
+    pub writes: u64,
+    /// What they brought, in bytes.
+    pub written_bytes: u64,
+    /// Requests to have it survive.
+    pub flushes: u64,
+    /// Other requests.
+    pub others: u64,
+    /// Requests that failed.
+    pub failed: u64,
+}
+
+impl DiskReport {
+    /// Of the disk in `slot`.
+    pub fn new(slot: String, path: PathBuf, counts: Counts) -> Self {
+        Self {
+            slot,
+            path,
+            reads: counts.reads,
+            read_bytes: counts.read_bytes,
+            writes: counts.writes,
+            written_bytes: counts.written_bytes,
+            flushes: counts.flushes,
+            others: counts.others,
+            failed: counts.failed,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
     uptime_ms: u64,
@@ -138,6 +179,7 @@ struct Report {
     exits: Exits,
     vcpus: Vec<Exits>,
     devices: Vec<DeviceReport>,
+    disks: Vec<DiskReport>,
 }
 
 /// Whether a report can be written to `path`. Leaves nothing there.
@@ -161,6 +203,7 @@ pub fn write(
     resets: u64,
     vcpus: &[Arc<ExitCounters>],
     devices: Vec<DeviceReport>,
+    disks: Vec<DiskReport>,
 ) -> io::Result<()> {
     let vcpus: Vec<Exits> = vcpus.iter().map(|counters| counters.report()).collect();
     let mut exits = Exits::default();
@@ -173,6 +216,7 @@ pub fn write(
         exits,
         vcpus,
         devices,
+        disks,
     };
     let new = unpublished(path);
     fs::write(&new, serde_json::to_vec_pretty(&report)?)?;
@@ -194,10 +238,20 @@ mod tests {
         vcpus[0].count(ExitKind::IoOut);
         vcpus[1].count(ExitKind::IoOut);
         vcpus[1].count(ExitKind::MmioRead);
-        write(&path, &StartTimes::begin(), 0, &vcpus, Vec::new()).unwrap();
+        let disk = DiskReport::new("06.0".into(), "a.img".into(), Counts::default());
+        write(
+            &path,
+            &StartTimes::begin(),
+            0,
+            &vcpus,
+            Vec::new(),
+            vec![disk],
+        )
+        .unwrap();
         let report: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(report["exits"]["total"], 3);
         assert_eq!(report["exits"]["io_out"], 2);
         assert_eq!(report["vcpus"][0]["total"], 1);
+        assert_eq!(report["disks"][0]["slot"], "06.0");
     }
 }

@@ -118,6 +118,7 @@ impl Blueprint {
             processors,
             assigned,
             virtual_devices: Vec::new(),
+            disk_counters: Vec::new(),
             display: None,
             platform,
             _iommu: iommu.clone(),

@@ -19,7 +19,7 @@ use devices::{
     bus::Action,
     pci::{Slot, space::Windows},
     uart::Uart,
-    virtio::VirtioFunction,
+    virtio::{VirtioFunction, blk::Counters},
 };
 use vfio::{
     Assignable,
@@ -36,7 +36,7 @@ use crate::{
     platform::Platform,
     processors::Processors,
     ram::Ram,
-    stats::{self, DeviceReport, StartTimes},
+    stats::{self, DeviceReport, DiskReport, StartTimes},
     vcpu::Stop,
 };
 
@@ -67,6 +67,8 @@ pub struct Machine {
     processors: Processors,
     assigned: Vec<(Slot, Arc<AssignedFunction>)>,
     virtual_devices: Vec<(Slot, Arc<VirtioFunction>)>,
+    /// Of the configuration's disks, in their order.
+    disk_counters: Vec<Arc<Counters>>,
     display: Option<Display>,
     platform: Platform,
     _iommu: Option<Arc<Iommu>>,
@@ -201,8 +203,13 @@ impl Machine {
             stats: function.stats(),
             refused_dma: self.refusals.of(function.name().function()),
         });
+        let disks = self.config.disks.iter().zip(&self.disk_counters);
+        let disks = disks.map(|(disk, counters)| {
+            DiskReport::new(disk.slot.to_string(), disk.path.clone(), counters.counts())
+        });
+        let (devices, disks) = (devices.collect(), disks.collect());
         let vcpus = self.processors.counters();
-        if let Err(error) = stats::write(path, &self.start, self.resets, vcpus, devices.collect()) {
+        if let Err(error) = stats::write(path, &self.start, self.resets, vcpus, devices, disks) {
             log::warn!("--stats {}: {error}", path.display());
         }
     }

@@ -53,6 +53,7 @@ impl Machine {
         let slots: Vec<Slot> = self.config.disks.iter().map(|disk| disk.slot).collect();
         for (number, (disk, slot)) in opened.disks.into_iter().zip(slots).enumerate() {
             let blk = Blk::new(number, disk, self.config.cpus());
+            self.disk_counters.push(blk.counters());
             self.plug(slot, Box::new(blk), &wiring, "a disk")?;
         }
         let networks = self.config.networks.clone();

@@ -2,12 +2,16 @@
 //!
 //! Left out: geometry, topology and life time, of which there is nothing true to say; secure erase; zoned devices.
 
+mod counters;
 mod direct;
 mod disk;
 mod lock;
 mod request;
 
+pub use counters::{Counters, Counts};
 pub use disk::{Access, Disk, DiskError};
+
+use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 
@@ -46,6 +50,7 @@ pub struct Blk {
     /// Without flushes a driver takes what is written to be stored (§5.2.6.2).
     writes_through: bool,
     failures: u64,
+    counters: Arc<Counters>,
 }
 
 impl Blk {
@@ -58,7 +63,13 @@ impl Blk {
             queues: queues.clamp(1, MOST_QUEUES),
             writes_through: true,
             failures: 0,
+            counters: Arc::default(),
         }
+    }
+
+    /// What it is asked for, from now on.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
     }
 
     fn features(&self) -> u64 {
@@ -122,7 +133,9 @@ impl Blk {
         chain: &mut Chain,
         memory: &GuestMemoryMmap,
     ) -> Result<(), Failed> {
-        match Request::parse(header).ok_or(Failed::Unsupported)? {
+        let request = Request::parse(header);
+        self.counters.asked(request, chain);
+        match request.ok_or(Failed::Unsupported)? {
             Request::Read { sector } => self.disk.read(sector, &chain.writable, memory),
             Request::Write { sector } => {
                 self.disk.write(sector, &chain.readable, memory)?;
@@ -197,6 +210,7 @@ impl Backend for Blk {
             Err(Failed::Request | Failed::Host { .. }) => Status::IoError,
         };
         if let Err(failed) = &done {
+            self.counters.failed();
             self.note(failed);
         }
         memory

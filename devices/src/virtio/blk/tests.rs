@@ -353,3 +353,24 @@ fn blocks_larger_than_sectors_are_told_of_and_parts_of_them_refused() {
         assert_eq!(table.request(WRITE, sector, len).0, 1);
     }
 }
+
+#[test]
+fn requests_are_counted_by_what_they_ask_for_and_whether_they_fail() {
+    let mut table = table(false);
+    let counters = table.blk.counters();
+    table.request(READ, 0, 1024);
+    table.request(WRITE, 0, 512);
+    table.request(WRITE, 64, 512);
+    table.request(FLUSH, 0, 0);
+    table.request(99, 0, 512);
+    let expected = Counts {
+        reads: 1,
+        read_bytes: 1024,
+        writes: 2,
+        written_bytes: 1024,
+        flushes: 1,
+        others: 1,
+        failed: 2,
+    };
+    assert_eq!(counters.counts(), expected);
+}
