@@ -26,6 +26,8 @@ pub(crate) enum Vmm {
         cpus: u32,
         memory: String,
         devices: Vec<String>,
+        /// Further arguments of its.
+        more: &'static str,
     },
 }
 
@@ -43,6 +45,7 @@ impl Vmm {
                 cpus,
                 memory,
                 devices,
+                more,
             } => {
                 let devices: String = devices
                     .iter()
@@ -51,7 +54,7 @@ impl Vmm {
                 format!(
                     "qemu-system-x86_64 -M microvm,pcie=on,acpi=on,rtc=on -accel kvm -cpu host \
                      -smp {cpus} -m {memory} -nodefaults -no-user-config -no-reboot -display none \
-                     -serial stdio -kernel {kernel} -initrd {INITRD} -append \"{cmdline}\"{devices}"
+                     -serial stdio -kernel {kernel} -initrd {INITRD} -append \"{cmdline}\"{devices} {more}"
                 )
             }
         }
@@ -87,6 +90,14 @@ impl<'a> Plan<'a> {
             limit: Duration::from_secs(120),
             shown: false,
         }
+    }
+
+    /// The reference VMM with these arguments as well.
+    pub(crate) fn reference_words(mut self, words: &'static str) -> Self {
+        if let Vmm::Reference { more, .. } = &mut self.vmm {
+            *more = words;
+        }
+        self
     }
 
     /// Another kernel than the usual one.

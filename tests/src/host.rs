@@ -38,6 +38,7 @@ pub(crate) struct Host {
     dir: PathBuf,
     serial_log: PathBuf,
     backend: Option<&'static str>,
+    image: Image,
     scenario: Option<Scene>,
     /// How many files it was asked for; numbers them.
     files: AtomicU32,
@@ -97,6 +98,7 @@ impl Host {
             dir: dir.to_owned(),
             serial_log: places.serial_log(),
             backend: machine.backend,
+            image: image.clone(),
             scenario: None,
             files: AtomicU32::new(0),
         })
@@ -151,8 +153,16 @@ impl Host {
                 cpus,
                 memory: memory.to_owned(),
                 devices,
+                more: "",
             },
         )
+    }
+
+    /// A whole Debian's root disk at `path` in L1, to be written to. A minute's work where the cache has none yet.
+    pub(crate) fn debian(&self, path: &str) -> Result<()> {
+        self.image.with_debian()?;
+        self.sh(&format!("cp --sparse=always /lab/l2/debian.img {path}"))
+            .map(drop)
     }
 
     /// Runs a shell command to its end, whatever that is.

@@ -53,6 +53,9 @@ enum Order {
     Image {
         #[command(flatten)]
         kernel: KernelOption,
+        /// The disk of a whole Debian for guests as well; a scenario that wants it has it made otherwise.
+        #[arg(long)]
+        debian: bool,
     },
     /// Runs one command in L1 and leaves with its exit code.
     Host {
@@ -105,6 +108,8 @@ enum Benchmark {
     Start,
     /// Binding devices and putting them back, beside the same writes by hand.
     Bind,
+    /// A virtio disk: requests a second, bandwidth, exits for a request.
+    Disk,
     /// Each card of the scenarios: works, interrupts, exits for an operation, and what it adds to the start.
     Cards,
 }
@@ -165,7 +170,13 @@ fn main() {
 
 fn obey(command: Order) -> Result<i32> {
     match command {
-        Order::Image { kernel } => show_image(&Image::ready(kernel.kernel)?),
+        Order::Image { kernel, debian } => {
+            let image = Image::ready(kernel.kernel)?;
+            if debian {
+                image.with_debian()?;
+            }
+            show_image(&image)
+        }
         Order::Host { options, command } => in_host(&options.machine(&[]), &command),
         Order::Shell { options, qemu } => shell(&options.machine(&qemu)),
         Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
@@ -186,6 +197,7 @@ fn obey(command: Order) -> Result<i32> {
                 bench::start::run(&boot(&Machine::with_cards(Cards::sriov()), "bench")?)
             }
             Benchmark::Bind => bench::bind::run(&boot(&Machine::example(), "bench")?),
+            Benchmark::Disk => bench::disk::run(&boot(&Machine::example(), "bench")?),
             Benchmark::Cards => bench::cards::run(&boot(&scenarios::cards::machine(), "bench")?),
         },
         Order::Agent => Ok(0),
@@ -200,8 +212,11 @@ fn show_image(image: &Image) -> Result<i32> {
         ("L1's root disk:", image.tree().disk()),
         ("L2's kernel:   ", l2.join("vmlinuz")),
         ("L2's initrd:   ", l2.join("initrd")),
+        ("L2's Debian:   ", l2.join("debian.img")),
     ] {
-        println!("{what} {}", path.display());
+        if path.exists() {
+            println!("{what} {}", path.display());
+        }
     }
     Ok(0)
 }

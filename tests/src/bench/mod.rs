@@ -2,6 +2,7 @@
 
 pub(crate) mod bind;
 pub(crate) mod cards;
+pub(crate) mod disk;
 pub(crate) mod start;
 
 /// A ratio of counts, of which only the first few digits mean anything.

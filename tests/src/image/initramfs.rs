@@ -145,7 +145,7 @@ pub(super) fn build_for(kernel: &Kernel, tree: &Tree, stock: &Path, to: &Path) -
 /// Busybox under all its names, and the folders that an init mounts on.
 fn base(tree: &Tree) -> Result<Cpio> {
     let mut cpio = Cpio::default();
-    for folder in ["dev", "proc", "sys", "run", "tmp", "root", "etc"] {
+    for folder in ["dev", "proc", "sys", "run", "tmp", "root", "etc", "mnt"] {
         cpio.folder(folder);
     }
     cpio.character_device("dev/console", 5, 1);

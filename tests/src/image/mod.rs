@@ -8,6 +8,7 @@ mod kernel;
 mod key;
 mod mirror;
 mod modules;
+mod system;
 mod tree;
 mod vmlinux;
 
@@ -21,6 +22,7 @@ use crate::paths;
 use crate::progress::{note, step};
 
 use kernel::Kernel;
+use system::System;
 pub(crate) use tree::Tree;
 
 /// A finished image.
@@ -89,6 +91,19 @@ impl Image {
             Some(kernel) => format!("l1-initrd-{}", kernel.key()),
         };
         self.dir.join(file)
+    }
+
+    /// Has a whole Debian's root disk in the folder of the guest's, as `debian.img`. It is for reading: whoever runs it has a copy.
+    pub(crate) fn with_debian(&self) -> Result<()> {
+        let cache = paths::cache();
+        let _one_builder = lock(&cache, "lock")?;
+        let disk = System::ready(&cache, &self.tree)?.disk();
+        let link = self.l2().join("debian.img");
+        // Beside and renamed: another recipe's is in the way, and an L1 may be reading it.
+        let new = link.with_extension("new");
+        let _ = fs::remove_file(&new);
+        fs::hard_link(&disk, &new).doing(|| format!("linking {}", new.display()))?;
+        fs::rename(&new, &link).doing(|| format!("renaming to {}", link.display()))
     }
 
     /// The folder with the guest's `vmlinuz` and `initrd`; L1 sees it as /lab/l2.

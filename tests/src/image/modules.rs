@@ -122,6 +122,20 @@ impl Modules {
         fs::remove_dir_all(scratch).doing(|| format!("removing {}", scratch.display()))
     }
 
+    /// Puts the modules, unpacked, and their indexes into the root folder of a system.
+    pub(super) fn install<'a>(
+        &self,
+        tree: &Tree,
+        wanted: impl Iterator<Item = &'a str>,
+        root: &Path,
+    ) -> Result<()> {
+        let dir = root.join("usr/lib/modules").join(&self.release);
+        self.unpack(tree, &self.closure(wanted)?, &dir)?;
+        let mut depmod = tree.program_as("/usr/bin/kmod", "depmod");
+        depmod.arg("-b").arg(root).arg(&self.release);
+        succeed(depmod)
+    }
+
     /// Copies the files and unpacks what is packed, with one xz for all.
     fn unpack(&self, tree: &Tree, files: &BTreeSet<&str>, dir: &Path) -> Result<()> {
         let mut xz = tree.program("/usr/bin/xz");

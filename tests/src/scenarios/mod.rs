@@ -7,6 +7,8 @@ mod boot;
 mod boots;
 pub(crate) mod cards;
 mod console;
+pub(crate) mod debian;
+mod disks;
 mod dma;
 mod doctor;
 mod drivers;
@@ -79,6 +81,8 @@ fn all() -> Vec<Scenario> {
         boot::scenarios(),
         shape::scenarios(),
         virtual_devices::scenarios(),
+        disks::scenarios(),
+        debian::scenarios(),
         interrupts::scenarios(),
         errors::scenarios(),
         reset::scenarios(),

@@ -1,0 +1,111 @@
+//! Virtio disks at their worst: a VMM that dies while it writes, a host without room, a device that goes.
+
+use std::time::Duration;
+
+use super::refusals::refused;
+use super::{Scenario, expect};
+use crate::cards::Machine;
+use crate::error::Result;
+use crate::host::Host;
+
+/// SIGKILL.
+const KILL: i32 = 9;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "what a guest was told is stored is on the disk when the VMM is killed while it writes",
+            machine: Machine::example,
+            limit: Duration::from_secs(120),
+            run: killed_while_writing,
+        },
+        Scenario {
+            name: "a full host and a device that goes cost a virtio disk I/O errors, and its guest nothing else",
+            machine: Machine::example,
+            limit: Duration::from_secs(150),
+            run: full_and_gone,
+        },
+    ]
+}
+
+/// Writes record after record, and says each one's number once it is flushed.
+const RECORDS: &str = "i=0; while :; do echo \"record $i.\" | dd of=/dev/vda bs=512 seek=$((i * 7)) conv=sync,fsync,notrunc 2>/dev/null \
+    && echo \"stored $i.\"; i=$((i + 1)); done";
+
+fn killed_while_writing(l1: &Host) -> Result<()> {
+    l1.sh("truncate -s 16M /run/records.img")?;
+    for round in 0..l1.amount(1, 20) {
+        let devices = "run --memory 384M --disk /run/records.img";
+        let mut guest = l1.viaduct(devices).script(RECORDS).start()?;
+        let last = 25 + 7 * round;
+        guest.wait_for(&format!("stored {last}."))?;
+        guest.signal(KILL)?;
+        guest.wait_for_end()?;
+        let said = guest.console().lines();
+        let numbers: Vec<u32> = said
+            .filter_map(|line| {
+                line.strip_prefix("stored ")?
+                    .strip_suffix('.')?
+                    .parse()
+                    .ok()
+            })
+            .collect();
+        expect(numbers.len() > 25, "it was told of what it stored")?;
+        for number in numbers {
+            let read = format!(
+                "dd if=/run/records.img bs=512 skip={} count=1 2>/dev/null",
+                number * 7
+            );
+            let is_there = format!("{read} | grep -aqx 'record {number}.'");
+            l1.sh(&is_there)?;
+        }
+        l1.sh("truncate -s 0 /run/records.img; truncate -s 16M /run/records.img")?;
+    }
+    l1.sh("rm /run/records.img").map(drop)
+}
+
+/// A file with more sectors than its file system has room for, and a disk that can be pulled; prints the latter's name.
+const SET_UP: &str = "mkdir -p /run/small; mount -t tmpfs -o size=4M small /run/small; truncate -s 16M /run/small/full.img; \
+    modprobe sd_mod; modprobe scsi_debug dev_size_mb=16; \
+    until disk=$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter0/host*/target*/*/block 2>/dev/null); do sleep 0.1; done; echo $disk";
+/// Writes until nothing fits, reads what it wrote before, and goes on once there is room; then the other disk is pulled.
+const USE: &str = "w() { dd if=/dev/zero of=/dev/$1 bs=64k count=$2 seek=$3 oflag=direct conv=fsync 2>/dev/null; }; \
+    r() { dd if=/dev/$1 of=/dev/null bs=64k count=1 iflag=direct 2>/dev/null; }; \
+    w vda 16 0 || exit 1; w vda 200 0 && exit 2; r vda || exit 3; w vdb 4 0 || exit 4; echo == full; read -r order; \
+    w vda 200 0 || exit 5; echo == room; read -r order; r vdb && exit 6; w vdb 1 0 && exit 7; r vda || exit 8";
+
+fn full_and_gone(l1: &Host) -> Result<()> {
+    let disk = l1.sh(SET_UP)?;
+    let disk = disk.trim();
+    let devices = format!("--disk /run/small/full.img --disk /dev/{disk},direct=on,addr=0a");
+    let run = format!("run --memory 384M {devices}");
+    let mut guest = l1.viaduct(&run).script(USE).start()?;
+    guest.wait_for("== full")?;
+    expect(
+        guest.errors().contains("No space left on device"),
+        "the host is told that it is full",
+    )?;
+    l1.sh("mount -o remount,size=32M /run/small")?;
+    guest.type_in("\n")?;
+    guest.wait_for("== room")?;
+    l1.sh(&format!("echo 1 > /sys/block/{disk}/device/delete"))?;
+    guest.type_in("\n")?;
+    guest.wait_for("LAB-L2 exit 0")?;
+    expect(guest.wait_for_end()? == 0, "the guest ends well")?;
+    let failures = guest
+        .errors()
+        .matches("the guest sees an I/O error")
+        .count();
+    expect(failures < 20, "the host is not told of each failure")?;
+    // What the host has mounted is not a guest's.
+    let mounted = "umount /run/small; modprobe -r scsi_debug; modprobe loop; truncate -s 16M /run/own.img; \
+        loop=$(losetup -f --show /run/own.img) && mke2fs -q $loop && mkdir -p /run/own && mount $loop /run/own && echo $loop";
+    let own = l1.sh(mounted)?;
+    let dry = format!(
+        "viaduct run --kernel /lab/l2/vmlinuz --dry-run --disk {}",
+        own.trim()
+    );
+    refused(l1, &dry, 1, &["the host itself uses it"])?;
+    l1.sh(&format!("umount /run/own && losetup -d {}", own.trim()))
+        .map(drop)
+}
