@@ -8,6 +8,7 @@ pub mod bus;
 pub mod doorbell;
 pub mod interrupt;
 pub mod mapping;
+mod output;
 pub mod pci;
 pub mod power;
 pub mod pvpanic;

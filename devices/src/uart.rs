@@ -6,8 +6,6 @@
 //!
 //! Lock order: the registers, then the backlog. The thread that writes never holds the backlog while it takes the registers.
 
-mod output;
-
 use std::{
     fmt,
     io::{self, Write},
@@ -25,10 +23,10 @@ use vm_superio::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use self::output::Output;
 use crate::{
     bus::{Action, BusDevice},
     interrupt::IrqLine,
+    output::Output,
 };
 
 /// How many ports.
@@ -67,7 +65,11 @@ impl Uart {
         let writer = shared.clone();
         thread::Builder::new()
             .name("uart-output".to_owned())
-            .spawn(move || writer.output.drain(sink, || writer.has_room()))?;
+            .spawn(move || {
+                writer
+                    .output
+                    .drain("serial output", sink, || writer.has_room())
+            })?;
         Ok(Self { shared, room, line })
     }
 

@@ -23,7 +23,11 @@ use vfio::{
     assigned::{AssignedFunction, Notice},
 };
 
-use crate::{kvm::eventfd::borrowed, signals::Signals, vcpu::Stop};
+use crate::{
+    kvm::eventfd::borrowed,
+    signals::{Signal, Signals},
+    vcpu::Stop,
+};
 
 /// Something that the machine has to act on.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub enum Event {
     },
     /// The person wants out: a signal's name, or the keys.
     Quit(&'static str),
+    /// The terminal has another size.
+    Resized,
     /// The host has something to say of a device.
     Host {
         /// Which device.
@@ -164,9 +170,13 @@ impl Events {
         kept.into_iter().for_each(|event| self.mailbox.post(event));
     }
 
-    /// A signal that came before anybody waited.
+    /// A signal to end that came before anybody waited.
     pub fn pending_signal(&mut self) -> Option<&'static str> {
-        self.signals.take()
+        let mut came = std::iter::from_fn(|| self.signals.take());
+        came.find_map(|signal| match signal {
+            Signal::End(name) => Some(name),
+            Signal::Resized => None,
+        })
     }
 
     /// Waits for the next event.
@@ -190,7 +200,12 @@ impl Events {
 
     fn on_ready(&mut self, token: u64) -> Option<Event> {
         match token {
-            token::SIGNALS => return self.signals.take().map(Event::Quit),
+            token::SIGNALS => {
+                return Some(match self.signals.take()? {
+                    Signal::End(name) => Event::Quit(name),
+                    Signal::Resized => Event::Resized,
+                });
+            }
             token::STATS => {
                 if let Some(timer) = &mut self.stats_timer {
                     // Ready, so this does not block; how many periods passed does not matter.

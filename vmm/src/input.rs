@@ -1,4 +1,4 @@
-//! Standard input on its way to the guest's serial port, on a thread of its own.
+//! What is typed on its way to one of the guest's consoles, on a thread of its own.
 //!
 //! A thread, because standard input can be anything, and to read from it can block. Its end is the end of typing and not of the
 //! machine.
@@ -11,7 +11,8 @@ use std::{
     thread,
 };
 
-use devices::uart::Uart;
+use devices::{uart::Uart, virtio::console::Port};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     console::Escape,
@@ -21,28 +22,54 @@ use crate::{
 /// What is typed ahead of a guest that does not read, at most; what is typed beyond that is lost. Linux's terminals keep as much.
 const TYPED_AHEAD: usize = 4096;
 
-/// Begins to bring what is typed to `uart`. The escape keys count only on a terminal: a script's bytes reach the guest unchanged.
-pub fn start(uart: Arc<Uart>, mailbox: Mailbox, is_terminal: bool) -> io::Result<()> {
+/// What takes what is typed.
+pub trait Keyboard: Send + Sync {
+    /// Takes it; how many bytes of it. For the others come again when there is room.
+    fn receive(&self, typed: &[u8]) -> usize;
+
+    /// Signalled when there is room again.
+    fn room(&self) -> &EventFd;
+}
+
+impl Keyboard for Uart {
+    fn receive(&self, typed: &[u8]) -> usize {
+        self.receive(typed)
+    }
+
+    fn room(&self) -> &EventFd {
+        self.room()
+    }
+}
+
+impl Keyboard for Port {
+    fn receive(&self, typed: &[u8]) -> usize {
+        self.receive(typed)
+    }
+
+    fn room(&self) -> &EventFd {
+        self.room()
+    }
+}
+
+/// Begins to bring what comes by standard input to `keyboard`. The escape keys count only on a terminal: a script's bytes reach the
+/// guest unchanged.
+pub fn start(keyboard: Arc<dyn Keyboard>, mailbox: Mailbox, is_terminal: bool) -> io::Result<()> {
     // Past the buffer of `io::stdin`, in which bytes can wait that no poll knows of.
     let Ok(source) = io::stdin().as_fd().try_clone_to_owned() else {
         return Ok(());
     };
-    let typist = Typist {
-        source: source.into(),
-        uart,
-        mailbox,
-        escape: is_terminal.then(Escape::default),
-        waiting: Vec::new(),
-    };
-    thread::Builder::new()
-        .name("stdin".into())
-        .spawn(move || typist.bring())
-        .map(drop)
+    let escape = is_terminal.then(Escape::default);
+    Typist::new(source.into(), keyboard, mailbox, escape).start("stdin")
+}
+
+/// Begins to bring what comes by `source` to `keyboard`, unchanged: whoever wants out closes the program that is there.
+pub fn bring(source: File, keyboard: Arc<dyn Keyboard>, mailbox: Mailbox) -> io::Result<()> {
+    Typist::new(source, keyboard, mailbox, None).start("pty")
 }
 
 struct Typist {
     source: File,
-    uart: Arc<Uart>,
+    keyboard: Arc<dyn Keyboard>,
     mailbox: Mailbox,
     /// On a terminal.
     escape: Option<Escape>,
@@ -51,9 +78,31 @@ struct Typist {
 }
 
 impl Typist {
+    fn new(
+        source: File,
+        keyboard: Arc<dyn Keyboard>,
+        mailbox: Mailbox,
+        escape: Option<Escape>,
+    ) -> Self {
+        Self {
+            source,
+            keyboard,
+            mailbox,
+            escape,
+            waiting: Vec::new(),
+        }
+    }
+
+    fn start(self, name: &str) -> io::Result<()> {
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(move || self.bring())
+            .map(drop)
+    }
+
     fn bring(mut self) {
         loop {
-            let taken = self.uart.receive(&self.waiting);
+            let taken = self.keyboard.receive(&self.waiting);
             self.waiting.drain(..taken.min(self.waiting.len()));
             if self.wait() && !self.read() {
                 return;
@@ -72,12 +121,12 @@ impl Typist {
         let all_taken = self.waiting.is_empty();
         let mut polls = [
             poll(self.source.as_raw_fd(), all_taken || self.escape.is_some()),
-            poll(self.uart.room().as_raw_fd(), !all_taken),
+            poll(self.keyboard.room().as_raw_fd(), !all_taken),
         ];
         // SAFETY: two valid pollfds, on this stack frame; a return before one is ready (EINTR) only makes the caller try again.
         unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
         if polls[1].revents != 0 {
-            let _ = self.uart.room().read();
+            let _ = self.keyboard.room().read();
         }
         polls[0].revents != 0
     }
@@ -131,13 +180,9 @@ mod tests {
         let uart = Arc::new(Uart::new(Arc::new(NoLine), Box::new(io::sink())).unwrap());
         let (reader, writer) = io::pipe().unwrap();
         let events = Events::new(Signals::block().unwrap()).unwrap();
-        let typist = Typist {
-            source: OwnedFd::from(reader).into(),
-            uart: uart.clone(),
-            mailbox: events.mailbox(),
-            escape: is_terminal.then(Escape::default),
-            waiting: Vec::new(),
-        };
+        let source = OwnedFd::from(reader).into();
+        let escape = is_terminal.then(Escape::default);
+        let typist = Typist::new(source, uart.clone(), events.mailbox(), escape);
         thread::spawn(move || typist.bring());
         (uart, writer, events)
     }

@@ -1,4 +1,4 @@
-//! The signals that end the machine, as a descriptor to wait on.
+//! The signals that end the machine, and the one of a terminal that changes its size, as a descriptor to wait on.
 
 use std::{
     fs::File,
@@ -7,14 +7,30 @@ use std::{
 };
 
 /// What ends a machine in good order: Ctrl-C, `kill`, a closed terminal, Ctrl-\.
-const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+/// And what a terminal sends whose size changed.
+const WAITED_FOR: [i32; 5] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGWINCH,
+];
+
+/// What a signal says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// The machine is to end; the signal's name.
+    End(&'static str),
+    /// The terminal has another size.
+    Resized,
+}
 
 /// Signals cannot be waited for.
 #[derive(Debug, thiserror::Error)]
 #[error("waiting for signals\n  it takes a few open files:  ulimit -n")]
 pub struct SignalsError(#[from] io::Error);
 
-/// Ending signals, blocked and waiting in a signalfd.
+/// These signals, blocked and waiting in a signalfd.
 pub struct Signals {
     fd: File,
 }
@@ -23,7 +39,7 @@ impl Signals {
     /// Blocks the signals in this thread and those it starts from now on. Call it before the first thread, and before anything
     /// that a signal must not leave half-done: a driver displaced, a terminal in raw mode.
     pub fn block() -> Result<Self, SignalsError> {
-        let set = set_of(&ENDING)?;
+        let set = set_of(&WAITED_FOR)?;
         // SAFETY: `set` is a valid signal set; the old mask is not asked for.
         let blocked =
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
@@ -41,16 +57,17 @@ impl Signals {
         Ok(Self { fd })
     }
 
-    /// The name of a signal that has come, if one has.
-    pub fn take(&mut self) -> Option<&'static str> {
+    /// A signal that has come, if one has.
+    pub fn take(&mut self) -> Option<Signal> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         self.fd.read_exact(&mut info).ok()?;
         let [a, b, c, d, ..] = info;
         Some(match i32::from_ne_bytes([a, b, c, d]) {
-            libc::SIGINT => "SIGINT",
-            libc::SIGTERM => "SIGTERM",
-            libc::SIGHUP => "SIGHUP",
-            _ => "SIGQUIT",
+            libc::SIGWINCH => Signal::Resized,
+            libc::SIGINT => Signal::End("SIGINT"),
+            libc::SIGTERM => Signal::End("SIGTERM"),
+            libc::SIGHUP => Signal::End("SIGHUP"),
+            _ => Signal::End("SIGQUIT"),
         })
     }
 }

@@ -11,6 +11,7 @@ pub mod blk;
 mod chain;
 mod common;
 mod config;
+pub mod console;
 mod device;
 mod engine;
 mod function;

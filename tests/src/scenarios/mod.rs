@@ -21,6 +21,7 @@ mod killed;
 mod list;
 mod mediated;
 mod permissions;
+mod ports;
 mod reference;
 mod refusals;
 mod reset;
@@ -65,6 +66,7 @@ fn all() -> Vec<Scenario> {
         vf::scenarios(),
         refusals::scenarios(),
         permissions::scenarios(),
+        ports::scenarios(),
         list::scenarios(),
         sriov::scenarios(),
         doctor::scenarios(),

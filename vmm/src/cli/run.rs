@@ -1,13 +1,13 @@
 //! The arguments of `viaduct run`.
 
-use std::{convert::Infallible, path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr};
 
 use clap::Args;
 
 use vfio::kernel::Interface;
 
 use super::{CpusArg, CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg};
-use crate::console::Serial;
+use crate::console::Side;
 
 /// Boot a guest.
 #[derive(Debug, Args)]
@@ -53,9 +53,12 @@ pub struct RunArgs {
     /// How the kernel maps memory for the devices; auto takes what the host has, the container first
     #[arg(long, value_name = "auto|container|iommufd", default_value = "auto")]
     pub iommu_backend: IommuBackend,
-    /// Where the guest's serial port goes: stdio, null, or a file
-    #[arg(long, value_name = "stdio|FILE|null", default_value = "stdio")]
-    pub serial: Serial,
+    /// Where the guest's serial port goes: stdio, a pseudoterminal, a file, or nowhere
+    #[arg(long, value_name = "stdio|pty|FILE|null", default_value = "stdio")]
+    pub serial: Side,
+    /// Give the guest a virtio console (hvc0) as well, and say where that goes
+    #[arg(long, value_name = "stdio|pty|FILE|null")]
+    pub console: Option<Side>,
     /// End when the guest asks for a reboot
     #[arg(long)]
     pub no_reboot: bool,
@@ -101,18 +104,6 @@ impl FromStr for IommuBackend {
             None if text != "auto" => Err("write auto, container or iommufd"),
             named => Ok(Self(named)),
         }
-    }
-}
-
-impl FromStr for Serial {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "stdio" => Self::Stdio,
-            "null" => Self::Null,
-            path => Self::File(path.into()),
-        })
     }
 }
 

@@ -11,6 +11,7 @@ use arch::{
 use devices::{
     mapping::Memslots,
     pci::space::{PciSpace, Windows},
+    virtio::console::Port,
 };
 use vfio::{
     Assignable,
@@ -80,8 +81,13 @@ impl Blueprint {
         })
     }
 
-    /// Builds it, ready to start, with `serial` behind its serial port. The functions are bound to vfio-pci by now.
-    pub fn build(self, serial: Box<dyn Write + Send>) -> Result<Machine, MachineError> {
+    /// Builds it, ready to start, with `serial` behind its serial port and `console` behind the virtio one. The functions are bound to
+    /// vfio-pci by now.
+    pub fn build(
+        self,
+        serial: Box<dyn Write + Send>,
+        console: Option<Arc<Port>>,
+    ) -> Result<Machine, MachineError> {
         let Self {
             config,
             mut start,
@@ -119,6 +125,7 @@ impl Blueprint {
             assigned,
             virtual_devices: Vec::new(),
             disk_counters: Vec::new(),
+            console,
             display: None,
             platform,
             _iommu: iommu.clone(),

@@ -10,7 +10,7 @@ use devices::{
 use vfio::{Assignable, assigned, kernel::Interface};
 
 use crate::{
-    console::Serial,
+    console::Side,
     net::{Source, Vhost},
     processors::ProcessorsConfig,
     ram::Backing,
@@ -46,7 +46,9 @@ pub struct Config {
     /// Which of the kernel's interfaces their DMA goes through; the one that the host has, if nothing.
     pub interface: Option<Interface>,
     /// Where the serial port goes.
-    pub serial: Serial,
+    pub serial: Side,
+    /// The virtio console, if there is one.
+    pub console: Option<ConsoleConfig>,
     /// End at the guest's reboot.
     pub no_reboot: bool,
     /// Where the counters go.
@@ -71,6 +73,15 @@ pub struct Assignment {
     pub id: Option<String>,
     /// How.
     pub options: assigned::Options,
+}
+
+/// The guest's virtio console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleConfig {
+    /// Where it goes.
+    pub side: Side,
+    /// Where in the guest it is.
+    pub slot: Slot,
 }
 
 /// A disk of the guest's.

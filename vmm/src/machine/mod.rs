@@ -8,7 +8,7 @@ mod refusals;
 mod virtual_devices;
 
 pub use blueprint::Blueprint;
-pub use config::{Assignment, Config, DiskConfig, NetConfig};
+pub use config::{Assignment, Config, ConsoleConfig, DiskConfig, NetConfig};
 pub use error::MachineError;
 pub use refusals::Refused;
 
@@ -19,7 +19,7 @@ use devices::{
     bus::Action,
     pci::{Slot, space::Windows},
     uart::Uart,
-    virtio::{VirtioFunction, blk::Counters},
+    virtio::{VirtioFunction, blk::Counters, console::Port},
 };
 use vfio::{
     Assignable,
@@ -31,6 +31,7 @@ use vm_memory::{Bytes, GuestAddress};
 use self::refusals::Refusals;
 use crate::{
     boot::{Boot, BootError},
+    console::{self, Side},
     events::{Event, Events},
     kvm::{Vm, irqchip::IrqchipState},
     platform::Platform,
@@ -69,6 +70,7 @@ pub struct Machine {
     virtual_devices: Vec<(Slot, Arc<VirtioFunction>)>,
     /// Of the configuration's disks, in their order.
     disk_counters: Vec<Arc<Counters>>,
+    console: Option<Arc<Port>>,
     display: Option<Display>,
     platform: Platform,
     _iommu: Option<Arc<Iommu>>,
@@ -145,6 +147,9 @@ impl Machine {
         self.write_stats();
         // What the guest printed last is often why it ended.
         self.platform.uart.finish(OUTPUT_PATIENCE);
+        if let Some(console) = &self.console {
+            console.finish(OUTPUT_PATIENCE);
+        }
         Ok(ended)
     }
 
@@ -160,6 +165,10 @@ impl Machine {
                     self.refusals.note(&faults);
                     continue;
                 }
+                Event::Resized => {
+                    self.resize_console();
+                    continue;
+                }
                 Event::Quit(how) => Ended::Outcome(Outcome::Quit(how)),
                 Event::Host { device, notice } => failed(told(&device, notice)),
                 Event::Stopped { vcpu, stop } => match stop {
@@ -171,6 +180,17 @@ impl Machine {
                     Stop::Failed(how) => failed(format!("CPU {vcpu}: {how}")),
                 },
             });
+        }
+    }
+
+    /// Tells the guest of its terminal's size.
+    fn resize_console(&self) {
+        let wanted = self.config.console.as_ref();
+        let is_on_terminal = wanted.is_some_and(|console| console.side == Side::Stdio);
+        if let (true, Some(port), Some(size)) =
+            (is_on_terminal, &self.console, console::terminal_size())
+        {
+            port.resize(size);
         }
     }
 

@@ -7,6 +7,7 @@ use devices::{
     virtio::{
         Backend, Rng, VirtioFunction, Wiring,
         blk::{Blk, Disk},
+        console::Console,
     },
 };
 
@@ -67,6 +68,10 @@ impl Machine {
             let device = "the source of random numbers";
             let rng = Rng::new().map_err(failed(device))?;
             self.plug(slot, Box::new(rng), &wiring, device)?;
+        }
+        if let (Some(config), Some(port)) = (&self.config.console, &self.console) {
+            let (slot, console) = (config.slot, Console::new(port.clone()));
+            self.plug(slot, Box::new(console), &wiring, "the console")?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! `viaduct run`: devices taken, machine assembled and run, devices given back on every way out.
 
+mod consoles;
 mod memory;
 mod plan;
 mod slots;
@@ -18,12 +19,11 @@ use vfio::{
     host::{BindOptions, Host, Mac, limits},
 };
 
+use self::consoles::Consoles;
 use crate::{
     binding::Ended,
     cli::{VfioArg, run::RunArgs},
-    console::{RawTerminal, Serial},
     events::Events,
-    input,
     machine::{Assignment, Blueprint, Config, MachineError, Outcome},
     processors::ProcessorsConfig,
     ram::Backing,
@@ -43,8 +43,17 @@ const USUAL_VECTORS: u64 = 64;
 /// A wish that this host cannot fulfil, found before anything is changed.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
-    #[error("--serial\n  name a file that can be written, or stdio, or null")]
-    Serial(#[source] io::Error),
+    #[error("--{option}\n  name a file that can be written, or stdio, pty or null")]
+    Console {
+        option: &'static str,
+        source: io::Error,
+    },
+    #[error(
+        "--serial and --console are both to be standard input and output, which one can be\n  \
+         have the console there alone:  --console stdio --serial null\n  \
+         or on a terminal of its own:   --console pty"
+    )]
+    TwoOnStdio,
     #[error("--credential {}\n  name a file that can be read", path.display())]
     Credential { path: PathBuf, source: io::Error },
     #[error("--stats {}\n  name a file that can be written", path.display())]
@@ -86,7 +95,7 @@ enum RunError {
         "the terminal cannot be set to raw mode\n  leave it out:  viaduct run … < /dev/null, or --serial FILE"
     )]
     Terminal(#[source] io::Error),
-    #[error("no thread to read standard input in\n  allow more:  ulimit -u")]
+    #[error("no thread to read in what is typed\n  allow more:  ulimit -u")]
     Input(#[source] io::Error),
 }
 
@@ -98,6 +107,7 @@ pub fn run(args: &RunArgs) -> Ended {
     let places = slots::place(args, &asked, &assigned)?;
     let node = memory::node(&host, &assigned);
     let config = config(args, assigned, places, node)?;
+    consoles::check(&config)?;
     memory::check(&config)?;
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
@@ -123,7 +133,7 @@ pub fn run(args: &RunArgs) -> Ended {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let sink = config.serial.sink().map_err(RunError::Serial)?;
+    let (consoles, sink) = Consoles::open(&config)?;
     if let Some(path) = &config.stats {
         stats::check(path).map_err(|source| RunError::Stats {
             path: path.clone(),
@@ -146,7 +156,7 @@ pub fn run(args: &RunArgs) -> Ended {
     let taken = host.take(&managed, &options)?;
     watch_faults(&host, &config, &mut events);
     // Whatever happens in there, the machine and with it every VFIO descriptor is gone when this returns.
-    let outcome = run_machine(blueprint, sink, &config.serial, &mut events);
+    let outcome = run_machine(blueprint, sink, &consoles, &mut events);
     let given_back = taken.give_back();
     if let (Err(_), Err(error)) = (&outcome, &given_back) {
         // The other error is the one that is returned.
@@ -190,20 +200,14 @@ fn watch_faults(host: &Host, config: &Config, events: &mut Events) {
 fn run_machine(
     blueprint: Blueprint,
     sink: Box<dyn Write + Send>,
-    serial: &Serial,
+    consoles: &Consoles,
     events: &mut Events,
 ) -> Result<Outcome, Box<dyn Error>> {
-    let mut machine = blueprint.build(sink)?;
+    let mut machine = blueprint.build(sink, consoles.port())?;
     if let Some(signal) = events.pending_signal() {
         return Ok(Outcome::Quit(signal));
     }
-    let mut terminal = None;
-    if *serial == Serial::Stdio {
-        // Raw only now: an error of the assembly is printed to a terminal in its usual mode.
-        terminal = RawTerminal::enter().map_err(RunError::Terminal)?;
-        input::start(machine.uart(), events.mailbox(), terminal.is_some())
-            .map_err(RunError::Input)?;
-    }
+    let terminal = consoles.connect(&machine, &events.mailbox())?;
     let outcome = machine.run(events);
     drop(terminal);
     Ok(outcome?)
@@ -257,6 +261,7 @@ fn config(
         networks: places.networks,
         rng: places.rng,
         smbios: smbios::config(args)?,
+        console: places.console,
         interface: args.iommu_backend.0,
         serial: args.serial.clone(),
         no_reboot: args.no_reboot,

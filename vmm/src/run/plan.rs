@@ -59,6 +59,8 @@ fn virtual_devices(config: &Config) -> Vec<String> {
     }
     let rng = config.rng.iter();
     lines.extend(rng.map(|slot| format!("  00:{slot}  has the host's random numbers")));
+    let console = config.console.iter();
+    lines.extend(console.map(|console| format!("  00:{}  is the console hvc0", console.slot)));
     lines
 }
 

@@ -11,7 +11,7 @@ use vfio::{
 use super::RunError;
 use crate::{
     cli::{NetArg, VfioArg, run::RunArgs},
-    machine::{Assignment, DiskConfig, NetConfig},
+    machine::{Assignment, ConsoleConfig, DiskConfig, NetConfig},
     net::Source,
 };
 
@@ -86,6 +86,7 @@ pub(super) struct Places {
     pub(super) disks: Vec<DiskConfig>,
     pub(super) networks: Vec<NetConfig>,
     pub(super) rng: Option<Slot>,
+    pub(super) console: Option<ConsoleConfig>,
 }
 
 /// Which virtual device goes where: as asked; of the others disks in their order, then the rest.
@@ -120,10 +121,18 @@ pub(super) fn place(
         networks.push(network(args, net, place(net.slot)?));
     }
     let rng = args.rng.then(|| place(None)).transpose()?;
+    let console = match args.console.clone() {
+        None => None,
+        Some(side) => Some(ConsoleConfig {
+            side,
+            slot: place(None)?,
+        }),
+    };
     Ok(Places {
         disks,
         networks,
         rng,
+        console,
     })
 }
 

@@ -1,7 +1,7 @@
-//! What a UART transmits, on its way to a sink that may be slow.
+//! What a guest prints by a port, on its way to a sink that may be slow.
 //!
 //! A vCPU only appends to a bounded backlog. A thread waits a moment for more, so that a burst of characters is one write, and a prompt
-//! without a newline still shows at once for a human. When the sink stalls the backlog fills, and the UART says so to its guest.
+//! without a newline still shows at once for a human. When the sink stalls the backlog fills, and the port has its guest wait.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -21,7 +21,7 @@ const LINGER: Duration = Duration::from_millis(2);
 const RETRY: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
-pub(super) struct Output {
+pub(crate) struct Output {
     backlog: Mutex<Backlog>,
     changed: Condvar,
 }
@@ -39,7 +39,7 @@ struct Backlog {
 
 impl Output {
     /// Appends a byte; drops it when the guest did not wait for room.
-    pub(super) fn push(&self, byte: u8) {
+    pub(crate) fn push(&self, byte: u8) {
         let mut backlog = self.lock();
         if backlog.broken || backlog.closed || backlog.bytes.len() >= BACKLOG_BYTES {
             return;
@@ -50,12 +50,24 @@ impl Output {
         }
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    /// Appends as many bytes as there is room for; how many. With nobody to write to, all of them.
+    pub(crate) fn extend(&self, bytes: &[u8]) -> usize {
+        let mut backlog = self.lock();
+        if backlog.broken || backlog.closed {
+            return bytes.len();
+        }
+        let taken = bytes.len().min(BACKLOG_BYTES - backlog.bytes.len());
+        backlog.bytes.extend(bytes.iter().take(taken));
+        self.changed.notify_all();
+        taken
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
         self.lock().bytes.len() >= BACKLOG_BYTES
     }
 
     /// Ends the output, and waits until everything is written, `patience` at most.
-    pub(super) fn finish(&self, patience: Duration) {
+    pub(crate) fn finish(&self, patience: Duration) {
         let mut backlog = self.lock();
         backlog.closed = true;
         self.changed.notify_all();
@@ -64,21 +76,27 @@ impl Output {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Writes to `sink` whatever comes, until the end. Calls `has_room` each time that a full backlog was taken over.
-    pub(super) fn drain(&self, mut sink: impl Write, has_room: impl Fn()) {
+    /// Writes to `sink` whatever comes, until the end; `what` it is, for whoever loses it. Calls `has_room` each time that a full backlog was taken over,
+    /// and once nothing is kept any more.
+    pub(crate) fn drain(&self, what: &str, mut sink: impl Write, has_room: impl Fn()) {
         while let Some(batch) = self.take() {
             if batch.len() >= BACKLOG_BYTES {
                 has_room();
             }
             let result = write(&mut sink, &batch);
+            let is_broken = result.is_err();
             let mut backlog = self.lock();
             backlog.writing = false;
             if let Err(error) = result {
-                log::warn!("the guest's serial output is lost from here on: {error}");
+                log::warn!("the guest's {what} is lost from here on: {error}");
                 backlog.broken = true;
                 backlog.bytes = Vec::new();
             }
             self.changed.notify_all();
+            drop(backlog);
+            if is_broken {
+                has_room();
+            }
         }
     }
 

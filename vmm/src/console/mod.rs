@@ -1,10 +1,20 @@
-//! The person's side of the guest's serial port: the terminal (or a file, or nothing) behind it.
+//! The person's side of the guest's consoles: the terminal (or another one, a file, nothing) behind it.
+
+mod pty;
+
+pub use pty::Pty;
 
 use std::{
+    convert::Infallible,
     fs::File,
     io::{self, Write},
     os::fd::AsRawFd,
+    path::PathBuf,
+    str::FromStr,
 };
+
+use devices::virtio::console::Size;
+use terminal_size::{Height, Width};
 
 /// Ctrl-A, as the terminal sends it.
 const CTRL_A: u8 = 0x01;
@@ -88,26 +98,60 @@ impl Escape {
     }
 }
 
-/// Where the serial port goes.
+/// Where one of the guest's consoles goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Serial {
+pub enum Side {
     /// Standard input and output.
     Stdio,
+    /// A pseudoterminal of its own, which any terminal program can open.
+    Pty,
     /// Output to a file, no input.
-    File(std::path::PathBuf),
+    File(PathBuf),
     /// Nowhere.
     Null,
 }
 
-impl Serial {
-    /// What output is written to.
-    pub fn sink(&self) -> io::Result<Box<dyn Write + Send>> {
-        Ok(match self {
-            Self::Stdio => Box::new(io::stdout()),
-            Self::File(path) => Box::new(File::create(path)?),
-            Self::Null => Box::new(io::sink()),
+impl FromStr for Side {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "stdio" => Self::Stdio,
+            "pty" => Self::Pty,
+            "null" => Self::Null,
+            path => Self::File(path.into()),
         })
     }
+}
+
+/// A side that is open: what output is written to, and the pseudoterminal, if it is one.
+pub struct Open {
+    /// What the guest prints goes here.
+    pub sink: Box<dyn Write + Send>,
+    /// What is typed comes from here.
+    pub pty: Option<Pty>,
+}
+
+impl Side {
+    /// Opens it; a file is emptied.
+    pub fn open(&self) -> io::Result<Open> {
+        let (sink, pty): (Box<dyn Write + Send>, _) = match self {
+            Self::Stdio => (Box::new(io::stdout()), None),
+            Self::File(path) => (Box::new(File::create(path)?), None),
+            Self::Null => (Box::new(io::sink()), None),
+            Self::Pty => {
+                let pty = Pty::open()?;
+                (Box::new(pty.sink()?), Some(pty))
+            }
+        };
+        Ok(Open { sink, pty })
+    }
+}
+
+/// How large the terminal is that this process is on; `None` when it is on none.
+pub fn terminal_size() -> Option<Size> {
+    let (Width(columns), Height(rows)) = terminal_size::terminal_size()?;
+    Some(Size { columns, rows })
 }
 
 #[cfg(test)]
