@@ -128,8 +128,28 @@ const WRONG_ARGUMENTS: &[(&str, i32, &[&str])] = &[
         1,
         &["initrd is too large", "give the guest more:  --memory"],
     ),
-    ("--vfio 03:10.3 --cpus 0", 2, &["1..=254"]),
-    ("--vfio 03:10.3 --cpus 1000", 2, &["1..=254"]),
+    ("--vfio 03:10.3 --cpus 0", 2, &["1 to 254"]),
+    ("--vfio 03:10.3 --cpus 1000", 2, &["1 to 254"]),
+    (
+        "--vfio 03:10.3 --cpus 4,cores=3",
+        2,
+        &["4 CPUs are not", "leave one of the numbers out"],
+    ),
+    (
+        "--vfio 03:10.3 --cpus 2,pin=0,4095",
+        1,
+        &["processor 4095 is none", "pin=0-1"],
+    ),
+    (
+        "--vfio 03:10.3 --config /nonesuch",
+        2,
+        &["--config /nonesuch", "can be read"],
+    ),
+    (
+        "--vfio 03:10.3 --credential note:/nonesuch",
+        1,
+        &["--credential /nonesuch", "can be read"],
+    ),
 ];
 
 /// The same for kernels, and initial file systems after them.
