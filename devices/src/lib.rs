@@ -14,6 +14,7 @@ pub mod power;
 pub mod pvpanic;
 pub mod register_file;
 pub mod rtc;
+pub mod rtl8139;
 #[cfg(test)]
 mod testing;
 pub mod uart;

@@ -1,13 +1,18 @@
 //! What the tests of this crate share: a seeded generator, the comparison of access widths, and fakes of a card and a device.
 
 use std::{
+    collections::VecDeque,
     io,
     ops::Range,
+    os::fd::{AsRawFd, RawFd},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
+
+use vm_memory::VolatileSlice;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     bus::{Action, BusDevice},
@@ -17,6 +22,7 @@ use crate::{
         bar::{BarSpec, Bars},
         config::{ConfigSpace, Identity},
     },
+    virtio::net::{Offloads, Wire},
 };
 
 /// A xorshift generator: the same numbers in every run.
@@ -184,5 +190,73 @@ impl IrqLine for CountingLine {
     fn pulse(&self) -> io::Result<()> {
         self.0.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+}
+
+/// The end of a wire: remembers what is sent, and has packets to be received.
+pub(crate) struct Cable {
+    pub(crate) stirs: EventFd,
+    pub(crate) sent: Mutex<Vec<Vec<u8>>>,
+    pub(crate) coming: Mutex<VecDeque<Vec<u8>>>,
+    pub(crate) taken: Mutex<Option<Offloads>>,
+    pub(crate) is_attached: Mutex<bool>,
+}
+
+pub(crate) fn cable() -> Arc<Cable> {
+    Arc::new(Cable {
+        stirs: EventFd::new(EFD_NONBLOCK).unwrap(),
+        sent: Mutex::default(),
+        coming: Mutex::default(),
+        taken: Mutex::default(),
+        is_attached: Mutex::new(true),
+    })
+}
+
+impl AsRawFd for Cable {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stirs.as_raw_fd()
+    }
+}
+
+impl Wire for Cable {
+    fn send(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<()> {
+        let mut packet = Vec::new();
+        for piece in pieces {
+            let start = packet.len();
+            packet.resize(start + piece.len(), 0);
+            piece.copy_to(&mut packet[start..]);
+        }
+        self.sent.lock().unwrap().push(packet);
+        Ok(())
+    }
+
+    fn receive(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let packet = self.coming.lock().unwrap().pop_front();
+        let packet = packet.ok_or(io::ErrorKind::WouldBlock)?;
+        let mut left = &packet[..];
+        for piece in pieces {
+            let (now, later) = left.split_at(left.len().min(piece.len()));
+            piece.copy_from(now);
+            left = later;
+        }
+        Ok(packet.len() - left.len())
+    }
+
+    fn offload(&self, offloads: Offloads) -> io::Result<()> {
+        *self.taken.lock().unwrap() = Some(offloads);
+        Ok(())
+    }
+
+    fn attach(&self, is_attached: bool) -> io::Result<()> {
+        *self.is_attached.lock().unwrap() = is_attached;
+        Ok(())
+    }
+}
+
+impl Cable {
+    /// A packet comes.
+    pub(crate) fn bring(&self, packet: Vec<u8>) {
+        self.coming.lock().unwrap().push_back(packet);
+        self.stirs.write(1).unwrap();
     }
 }

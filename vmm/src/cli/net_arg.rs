@@ -1,4 +1,4 @@
-//! `--net tap=IF|fd=N[,mac=M][,queues=N][,vhost=on|off|auto][,addr=SLOT]`.
+//! `--net tap=IF|fd=N[,model=virtio|rtl8139][,mac=M][,queues=N][,vhost=on|off|auto][,addr=SLOT]`.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use devices::pci::Slot;
 use vfio::host::Mac;
 
 use super::slot::{self, AddrError};
-use crate::net::{Source, Vhost};
+use crate::net::{Model, Source, Vhost};
 
 /// More pairs than that are more than a tap of the kernel's is likely to have processors for.
 const MOST_QUEUES: usize = 16;
@@ -18,6 +18,8 @@ pub struct NetArg {
     pub source: Source,
     /// The guest's address on it; one that follows from the guest's name and the slot if absent.
     pub mac: Option<[u8; 6]>,
+    /// What the guest sees.
+    pub model: Model,
     /// How many pairs of queues.
     pub queues: usize,
     /// Who carries the packets.
@@ -39,7 +41,7 @@ pub enum NetArgError {
     Twice(String),
     /// An option nobody knows.
     #[error(
-        "'{0}' is not an option of --net: there are tap=, fd=, mac=, queues=, vhost=on|off|auto and addr="
+        "'{0}' is not an option of --net: there are tap=, fd=, model=virtio|rtl8139, mac=, queues=, vhost=on|off|auto and addr="
     )]
     Unknown(String),
     /// Not the name of an interface.
@@ -53,6 +55,11 @@ pub enum NetArgError {
     /// Not a number of queues.
     #[error("'{0}' is not a number of queues: write 1 to {MOST_QUEUES}; a tap by fd= has one")]
     Queues(String),
+    /// Not a model, or one that cannot have what else is asked for.
+    #[error(
+        "'{0}': write model=virtio, or model=rtl8139, which is emulated and has neither vhost=on nor queues="
+    )]
+    Model(String),
     /// Neither on nor off.
     #[error("'{0}': write vhost=on, vhost=off or vhost=auto")]
     Vhost(String),
@@ -72,6 +79,7 @@ impl FromStr for NetArg {
         let mut arg = Self {
             source: Source::Descriptor(-1),
             mac: None,
+            model: Model::Virtio,
             queues: 1,
             vhost: Vhost::Auto,
             slot: None,
@@ -86,6 +94,7 @@ impl FromStr for NetArg {
                 "tap" => source = Some(Source::Name(parse_name(value)?)),
                 "fd" => source = Some(Source::Descriptor(parse_descriptor(value)?)),
                 "mac" => arg.mac = Some(value.parse::<Mac>()?.0),
+                "model" => arg.model = parse_model(option, value)?,
                 "queues" => arg.queues = parse_queues(value)?,
                 "vhost" => arg.vhost = parse_vhost(option, value)?,
                 "addr" => arg.slot = Some(slot::parse_whole(value)?),
@@ -95,6 +104,9 @@ impl FromStr for NetArg {
         arg.source = source.ok_or(NetArgError::Empty)?;
         if arg.queues > 1 && matches!(arg.source, Source::Descriptor(_)) {
             return Err(NetArgError::Queues(arg.queues.to_string()));
+        }
+        if arg.model != Model::Virtio && (arg.queues > 1 || arg.vhost == Vhost::On) {
+            return Err(NetArgError::Model(text.to_owned()));
         }
         Ok(arg)
     }
@@ -113,6 +125,14 @@ fn parse_name(value: &str) -> Result<String, NetArgError> {
 fn parse_descriptor(value: &str) -> Result<i32, NetArgError> {
     let number = value.parse().ok().filter(|&fd: &i32| fd > 2);
     number.ok_or_else(|| NetArgError::Descriptor(value.to_owned()))
+}
+
+fn parse_model(option: &str, value: &str) -> Result<Model, NetArgError> {
+    match value {
+        "virtio" => Ok(Model::Virtio),
+        "rtl8139" => Ok(Model::Rtl8139),
+        _ => Err(NetArgError::Model(option.to_owned())),
+    }
 }
 
 fn parse_queues(value: &str) -> Result<usize, NetArgError> {
@@ -150,6 +170,8 @@ mod tests {
         assert_eq!(all.mac, Some([2, 0, 0, 0, 0, 1]));
         assert_eq!((all.queues, all.vhost), (2, Vhost::Off));
         assert_eq!(all.slot.map(|slot| slot.device), Some(7));
+        let card = parse("tap=a,model=rtl8139").unwrap();
+        assert_eq!((plain.model, card.model), (Model::Virtio, Model::Rtl8139));
         assert_eq!(parse("fd=3").unwrap().source, Source::Descriptor(3));
     }
 
@@ -161,6 +183,14 @@ mod tests {
         for name in ["", "..", "a/b", "tap%d", "sixteen-is-one-2m", "tap 0"] {
             let error = NetArgError::Name(name.into());
             assert_eq!(parse(&format!("tap={name}")), Err(error));
+        }
+        for wrong in [
+            "model=e1000",
+            "model=rtl8139,queues=2",
+            "model=rtl8139,vhost=on",
+        ] {
+            let refused = parse(&format!("tap=a,{wrong}"));
+            assert!(matches!(refused, Err(NetArgError::Model(_))), "{wrong}");
         }
         assert!(matches!(parse("fd=2"), Err(NetArgError::Descriptor(_))));
         assert!(matches!(parse("fd=3,tap=a"), Err(NetArgError::Twice(_))));

@@ -43,8 +43,8 @@ pub struct RunArgs {
     /// repeated
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<DiskArg>,
-    /// Give the guest a network interface, whose other end is a tap of the host's: tap=IF|fd=N[,mac=MAC][,queues=N][,vhost=on|off|auto]
-    /// [,addr=SLOT]; may be repeated
+    /// Give the guest a network interface, whose other end is a tap of the host's: tap=IF|fd=N[,model=virtio|rtl8139][,mac=MAC]
+    /// [,queues=N][,vhost=on|off|auto][,addr=SLOT]; may be repeated
     #[arg(long, value_name = "tap=IF")]
     pub net: Vec<NetArg>,
     /// Give the guest the host's random numbers

@@ -11,7 +11,7 @@ use vfio::{Assignable, assigned, kernel::Interface};
 
 use crate::{
     console::Side,
-    net::{Source, Vhost},
+    net::{Model, Source, Vhost},
     processors::ProcessorsConfig,
     ram::Backing,
 };
@@ -115,6 +115,8 @@ pub struct NetConfig {
     pub source: Source,
     /// Its address.
     pub mac: [u8; 6],
+    /// What the guest sees.
+    pub model: Model,
     /// How many pairs of queues.
     pub queues: usize,
     /// Who carries the packets.

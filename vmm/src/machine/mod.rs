@@ -17,9 +17,9 @@ use std::{sync::Arc, time::Duration};
 use arch::{acpi::AcpiConfig, ram::RamRange, smbios};
 use devices::{
     bus::Action,
-    pci::{Slot, space::Windows},
+    pci::{Function, Slot, space::Windows},
     uart::Uart,
-    virtio::{VirtioFunction, blk::Counters, console::Port},
+    virtio::{blk::Counters, console::Port},
 };
 use vfio::{
     Assignable,
@@ -67,7 +67,7 @@ pub enum Outcome {
 pub struct Machine {
     processors: Processors,
     assigned: Vec<(Slot, Arc<AssignedFunction>)>,
-    virtual_devices: Vec<(Slot, Arc<VirtioFunction>)>,
+    virtual_devices: Vec<(Slot, Arc<dyn Function>)>,
     /// Of the configuration's disks, in their order.
     disk_counters: Vec<Arc<Counters>>,
     console: Option<Arc<Port>>,

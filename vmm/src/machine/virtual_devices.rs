@@ -4,6 +4,7 @@ use std::{io, sync::Arc};
 
 use devices::{
     pci::{Slot, space::PciSpace},
+    rtl8139,
     virtio::{
         Backend, Rng, VirtioFunction, Wiring,
         blk::{Blk, Disk},
@@ -11,10 +12,10 @@ use devices::{
     },
 };
 
-use super::{Config, Machine, MachineError};
+use super::{Config, Machine, MachineError, NetConfig};
 use crate::{
-    kvm::{doorbell::MemoryDoorbells, msi::MsiController},
-    net::{self, NetError, Source, Tap},
+    kvm::{doorbell::MemoryDoorbells, intx::SlotPins, msi::MsiController},
+    net::{self, Model, NetError, Source, Tap},
 };
 
 /// What of the host's they are made of.
@@ -60,9 +61,7 @@ impl Machine {
         let networks = self.config.networks.clone();
         for (number, (tap, net)) in opened.taps.into_iter().zip(networks).enumerate() {
             let tap = tap.map_or_else(|| net.source.make(net.queues), Ok);
-            let tap = (tap.map_err(NetError::from)?, net.vhost);
-            let device = net::device(number, net.mac, tap, self.ram.memory())?;
-            self.plug(net.slot, Box::new(device), &wiring, "a network interface")?;
+            self.add_network(number, &net, tap.map_err(NetError::from)?, &wiring)?;
         }
         if let Some(slot) = self.config.rng {
             let device = "the source of random numbers";
@@ -73,6 +72,29 @@ impl Machine {
             let (slot, console) = (config.slot, Console::new(port.clone()));
             self.plug(slot, Box::new(console), &wiring, "the console")?;
         }
+        Ok(())
+    }
+
+    fn add_network(
+        &mut self,
+        number: usize,
+        net: &NetConfig,
+        tap: Tap,
+        wiring: &Wiring<'_>,
+    ) -> Result<(), MachineError> {
+        if net.model == Model::Virtio {
+            let tap = (tap, net.vhost);
+            let device = net::device(number, net.mac, tap, self.ram.memory())?;
+            return self.plug(net.slot, Box::new(device), wiring, "a network interface");
+        }
+        let wiring = rtl8139::Wiring {
+            space: wiring.space,
+            intx: Arc::new(SlotPins::new(self.vm.fd.clone(), net.slot.device)),
+            ram: wiring.ram.clone(),
+        };
+        let card = net::card(number, net.mac, tap, &wiring)?;
+        self.platform.root.add(net.slot, card.clone())?;
+        self.virtual_devices.push((net.slot, card));
         Ok(())
     }
 

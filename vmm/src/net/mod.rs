@@ -11,9 +11,12 @@ pub use vhost::{VhostError, VhostNet};
 
 use std::{fmt, io, sync::Arc};
 
-use devices::virtio::{
-    Engine,
-    net::{Identity, Net, Wire},
+use devices::{
+    rtl8139::{Rtl8139, Wiring},
+    virtio::{
+        Engine,
+        net::{Identity, Net, Wire},
+    },
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -65,6 +68,16 @@ pub enum Vhost {
     Off,
 }
 
+/// What the guest sees of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Model {
+    /// Virtio's device.
+    #[default]
+    Virtio,
+    /// A card of Realtek's, emulated.
+    Rtl8139,
+}
+
 /// A network device cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -79,7 +92,7 @@ pub enum NetError {
     Device(#[source] io::Error),
 }
 
-/// The guest's network device `number`, over a tap that is open.
+/// The guest's network device `number`, by virtio, over a tap that is open.
 pub fn device(
     number: usize,
     mac: [u8; 6],
@@ -108,4 +121,19 @@ pub fn device(
     let engine = engine.map(|engine| Box::new(engine) as Box<dyn Engine>);
     let wires = queues.into_iter().map(|queue| queue as Arc<dyn Wire>);
     Net::new(&identity, wires.collect(), engine).map_err(NetError::Device)
+}
+
+/// The same as a card that is emulated.
+pub fn card(
+    number: usize,
+    mac: [u8; 6],
+    tap: Tap,
+    wiring: &Wiring<'_>,
+) -> Result<Arc<Rtl8139>, NetError> {
+    let name = format!("net{number}");
+    log::info!("{name}: a thread carries the packets of {}", tap.name());
+    let mut queues = tap.into_queues();
+    let none = || NetError::Device(io::ErrorKind::NotFound.into());
+    let wire = queues.pop().ok_or_else(none)?;
+    Rtl8139::new(&name, mac, wire, wiring).map_err(NetError::Device)
 }

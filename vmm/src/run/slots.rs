@@ -143,6 +143,7 @@ fn network(args: &RunArgs, net: &NetArg, slot: Slot) -> NetConfig {
     NetConfig {
         source: net.source.clone(),
         mac: net.mac.unwrap_or(derived.0),
+        model: net.model,
         queues: net.queues,
         vhost: net.vhost,
         slot,

@@ -1,13 +1,8 @@
 //! Packets both ways, commands, and what of a driver makes no sense.
 
-use std::{
-    collections::VecDeque,
-    os::fd::{AsRawFd, BorrowedFd},
-    sync::Mutex,
-};
+use std::{os::fd::BorrowedFd, sync::Mutex};
 
-use vm_memory::{GuestAddress, VolatileSlice};
-use vmm_sys_util::eventfd::EventFd;
+use vm_memory::GuestAddress;
 
 use super::{
     super::{
@@ -19,67 +14,7 @@ use super::{
     },
     *,
 };
-use crate::testing::Random;
-
-/// Remembers what is sent, and has packets to be received.
-struct Cable {
-    stirs: EventFd,
-    sent: Mutex<Vec<Vec<u8>>>,
-    coming: Mutex<VecDeque<Vec<u8>>>,
-    taken: Mutex<Option<Offloads>>,
-    is_attached: Mutex<bool>,
-}
-
-fn cable() -> Arc<Cable> {
-    Arc::new(Cable {
-        stirs: EventFd::new(0).unwrap(),
-        sent: Mutex::default(),
-        coming: Mutex::default(),
-        taken: Mutex::default(),
-        is_attached: Mutex::new(true),
-    })
-}
-
-impl AsRawFd for Cable {
-    fn as_raw_fd(&self) -> RawFd {
-        self.stirs.as_raw_fd()
-    }
-}
-
-impl Wire for Cable {
-    fn send(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<()> {
-        let mut packet = Vec::new();
-        for piece in pieces {
-            let start = packet.len();
-            packet.resize(start + piece.len(), 0);
-            piece.copy_to(&mut packet[start..]);
-        }
-        self.sent.lock().unwrap().push(packet);
-        Ok(())
-    }
-
-    fn receive(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        let packet = self.coming.lock().unwrap().pop_front();
-        let packet = packet.ok_or(io::ErrorKind::WouldBlock)?;
-        let mut left = &packet[..];
-        for piece in pieces {
-            let (now, later) = left.split_at(left.len().min(piece.len()));
-            piece.copy_from(now);
-            left = later;
-        }
-        Ok(packet.len() - left.len())
-    }
-
-    fn offload(&self, offloads: Offloads) -> io::Result<()> {
-        *self.taken.lock().unwrap() = Some(offloads);
-        Ok(())
-    }
-
-    fn attach(&self, is_attached: bool) -> io::Result<()> {
-        *self.is_attached.lock().unwrap() = is_attached;
-        Ok(())
-    }
-}
+use crate::testing::{Cable, Random, cable};
 
 const IDENTITY: Identity = Identity {
     number: 0,
