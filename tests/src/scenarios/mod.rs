@@ -20,6 +20,7 @@ mod iommufd;
 mod killed;
 mod list;
 mod mediated;
+mod network;
 mod permissions;
 mod ports;
 mod reference;
@@ -85,6 +86,7 @@ fn all() -> Vec<Scenario> {
         virtual_devices::scenarios(),
         disks::scenarios(),
         debian::scenarios(),
+        network::scenarios(),
         interrupts::scenarios(),
         errors::scenarios(),
         reset::scenarios(),
