@@ -138,37 +138,9 @@ pub struct DiskReport {
     pub slot: String,
     /// What it is kept in.
     pub path: PathBuf,
-    /// Requests to read.
-    pub reads: u64,
-    /// What they asked for, in bytes.
-    pub read_bytes: u64,
-    /// Requests to write.
-    pub writes: u64,
-    /// What they brought, in bytes.
-    pub written_bytes: u64,
-    /// Requests to have it survive.
-    pub flushes: u64,
-    /// Other requests.
-    pub others: u64,
-    /// Requests that failed.
-    pub failed: u64,
-}
-
-impl DiskReport {
-    /// Of the disk in `slot`.
-    pub fn new(slot: String, path: PathBuf, counts: Counts) -> Self {
-        Self {
-            slot,
-            path,
-            reads: counts.reads,
-            read_bytes: counts.read_bytes,
-            writes: counts.writes,
-            written_bytes: counts.written_bytes,
-            flushes: counts.flushes,
-            others: counts.others,
-            failed: counts.failed,
-        }
-    }
+    /// The numbers.
+    #[serde(flatten)]
+    pub counts: Counts,
 }
 
 #[derive(Serialize)]
@@ -238,7 +210,11 @@ mod tests {
         vcpus[0].count(ExitKind::IoOut);
         vcpus[1].count(ExitKind::IoOut);
         vcpus[1].count(ExitKind::MmioRead);
-        let disk = DiskReport::new("06.0".into(), "a.img".into(), Counts::default());
+        let disk = DiskReport {
+            slot: "06.0".into(),
+            path: "a.img".into(),
+            counts: Counts::default(),
+        };
         write(
             &path,
             &StartTimes::begin(),

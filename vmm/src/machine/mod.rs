@@ -224,8 +224,10 @@ impl Machine {
             refused_dma: self.refusals.of(function.name().function()),
         });
         let disks = self.config.disks.iter().zip(&self.disk_counters);
-        let disks = disks.map(|(disk, counters)| {
-            DiskReport::new(disk.slot.to_string(), disk.path.clone(), counters.counts())
+        let disks = disks.map(|(disk, counters)| DiskReport {
+            slot: disk.slot.to_string(),
+            path: disk.path.clone(),
+            counts: counters.counts(),
         });
         let (devices, disks) = (devices.collect(), disks.collect());
         let vcpus = self.processors.counters();

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::Serialize;
+
 use super::{
     super::{Buffer, Chain},
     request::Request,
@@ -20,7 +22,7 @@ pub struct Counters {
 }
 
 /// The numbers as they are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Requests to read, and what was to be read.
     pub reads: u64,
