@@ -22,6 +22,7 @@ mod registers;
 mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 mod window;
 mod worker;
 

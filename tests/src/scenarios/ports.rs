@@ -1,4 +1,4 @@
-//! What a guest talks to its host by, besides the network: a virtio console.
+//! What a guest talks to its host by, besides the network: a virtio console, and sockets.
 
 use std::time::Duration;
 
@@ -9,12 +9,20 @@ use crate::error::Result;
 use crate::host::Host;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario {
-        name: "hvc0 is typed on, printed on and resized beside a VF, and again after a reboot",
-        machine: Machine::example,
-        limit: Duration::from_secs(150),
-        run: console,
-    }]
+    vec![
+        Scenario {
+            name: "sockets carry a MiB either way between a guest and its host, beside a VF and again after a reboot",
+            machine: Machine::example,
+            limit: Duration::from_secs(180),
+            run: sockets,
+        },
+        Scenario {
+            name: "hvc0 is typed on, printed on and resized beside a VF, and again after a reboot",
+            machine: Machine::example,
+            limit: Duration::from_secs(150),
+            run: console,
+        },
+    ]
 }
 
 /// Its person is on hvc0: the driver is a module, so that the kernel's own console stays the serial port.
@@ -50,5 +58,49 @@ fn console(l1: &Host) -> Result<()> {
     guest.wait_for_end()?;
     let ended_well = guest.console().lines().any(|line| line == "status 0");
     expect(ended_well, "the exit status is 0")?;
+    expect_back(l1, SECOND)
+}
+
+/// Has the host's bytes summed, then sends its own, which the host's program may not be there yet for.
+const EXCHANGE: &str = "head -c 1048576 /dev/urandom > /run/own; echo == own $(md5sum < /run/own); \
+    socat -u VSOCK-LISTEN:1000 - | md5sum > /run/sum; echo == heard $(cat /run/sum); \
+    until socat -u FILE:/run/own VSOCK-CONNECT:2:2000; do sleep 0.2; done 2>/dev/null; \
+    lab-dhcp || exit; ping -c 3 10.0.2.2 || exit; echo == works; read -r order; eval $order";
+/// The guest's program may not be there yet either: then there is no OK.
+const SEND: &str = "until { echo CONNECT 1000; cat /run/bytes; } | socat -t 30 - UNIX-CONNECT:/run/v 2>/dev/null | grep OK; \
+    do sleep 0.2; done";
+const TAKE: &str = "timeout 50 socat -u UNIX-LISTEN:/run/v_2000,unlink-early - | md5sum";
+
+/// The sum itself, of what md5sum(1) says.
+fn first_word(said: &str) -> Option<&str> {
+    said.split_whitespace().next()
+}
+
+fn sockets(l1: &Host) -> Result<()> {
+    let sum = l1.sh("head -c 1048576 /dev/urandom > /run/bytes; md5sum < /run/bytes")?;
+    let mut guest = l1
+        .viaduct("run --memory 256M --vfio 03:10.3 --vsock 3,/run/v")
+        .script(EXCHANGE)
+        .start()?;
+    for boot in [1, 2] {
+        guest.wait_for("== own ")?;
+        let own = guest.wait_for("\n")?;
+        l1.sh(SEND)?;
+        guest.wait_for("== heard ")?;
+        let heard = guest.wait_for("\n")?;
+        expect(
+            first_word(&heard) == first_word(&sum),
+            "the guest gets what the host sent",
+        )?;
+        let taken = l1.sh(TAKE)?;
+        expect(
+            first_word(&taken) == first_word(&own),
+            "the host gets what the guest sent",
+        )?;
+        guest.wait_for("== works")?;
+        guest.type_in(if boot == 1 { "reboot -f\n" } else { "\n" })?;
+    }
+    guest.succeeds()?;
+    l1.sh("[ ! -e /run/v ]")?;
     expect_back(l1, SECOND)
 }

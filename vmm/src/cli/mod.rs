@@ -15,6 +15,7 @@ mod smbios_arg;
 pub mod sriov;
 mod typed;
 mod vfio_arg;
+mod vsock_arg;
 
 pub use config_file::{ConfigFileError, Wrong};
 pub use cpus_arg::{CpusArg, CpusArgError};
@@ -27,6 +28,7 @@ pub use smbios_arg::{SmbiosArg, SmbiosArgError};
 use typed::is_switch;
 pub use typed::{ParseError, parse};
 pub use vfio_arg::{VfioArg, VfioArgError};
+pub use vsock_arg::{VsockArg, VsockArgError};
 
 use clap::{Parser, Subcommand};
 

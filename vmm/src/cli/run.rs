@@ -6,7 +6,7 @@ use clap::Args;
 
 use vfio::kernel::Interface;
 
-use super::{CpusArg, CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg};
+use super::{CpusArg, CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg, VsockArg};
 use crate::console::Side;
 
 /// Boot a guest.
@@ -50,6 +50,9 @@ pub struct RunArgs {
     /// Give the guest the host's random numbers
     #[arg(long)]
     pub rng: bool,
+    /// Give the guest sockets to talk to its host by: CID,SOCKET, its number and a Unix socket of the host's to reach it by
+    #[arg(long, value_name = "CID,SOCKET")]
+    pub vsock: Option<VsockArg>,
     /// How the kernel maps memory for the devices; auto takes what the host has, the container first
     #[arg(long, value_name = "auto|container|iommufd", default_value = "auto")]
     pub iommu_backend: IommuBackend,

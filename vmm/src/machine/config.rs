@@ -49,6 +49,8 @@ pub struct Config {
     pub serial: Side,
     /// The virtio console, if there is one.
     pub console: Option<ConsoleConfig>,
+    /// The socket device, if there is one.
+    pub vsock: Option<VsockConfig>,
     /// End at the guest's reboot.
     pub no_reboot: bool,
     /// Where the counters go.
@@ -80,6 +82,17 @@ pub struct Assignment {
 pub struct ConsoleConfig {
     /// Where it goes.
     pub side: Side,
+    /// Where in the guest it is.
+    pub slot: Slot,
+}
+
+/// The guest's socket device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// The guest's number.
+    pub cid: u32,
+    /// What programs of the host's connect to.
+    pub socket: PathBuf,
     /// Where in the guest it is.
     pub slot: Slot,
 }

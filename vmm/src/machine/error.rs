@@ -5,7 +5,7 @@ use std::io;
 use arch::{ram as plan, smbios::SmbiosError};
 use devices::{
     pci::{assign::AssignError as BarAssignError, root::SlotError},
-    virtio::blk::DiskError,
+    virtio::{blk::DiskError, vsock::SocketError},
 };
 use vfio::{
     assigned,
@@ -78,6 +78,9 @@ pub enum MachineError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// There is no socket to reach the guest by.
+    #[error("--vsock")]
+    Socket(#[from] SocketError),
     /// A function cannot be where it was asked for.
     #[error(transparent)]
     Slot(#[from] SlotError),

@@ -8,7 +8,7 @@ mod refusals;
 mod virtual_devices;
 
 pub use blueprint::Blueprint;
-pub use config::{Assignment, Config, ConsoleConfig, DiskConfig, NetConfig};
+pub use config::{Assignment, Config, ConsoleConfig, DiskConfig, NetConfig, VsockConfig};
 pub use error::MachineError;
 pub use refusals::Refused;
 

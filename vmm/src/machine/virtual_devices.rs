@@ -9,6 +9,7 @@ use devices::{
         Backend, Rng, VirtioFunction, Wiring,
         blk::{Blk, Disk},
         console::Console,
+        vsock::Vsock,
     },
 };
 
@@ -71,6 +72,10 @@ impl Machine {
         if let (Some(config), Some(port)) = (&self.config.console, &self.console) {
             let (slot, console) = (config.slot, Console::new(port.clone()));
             self.plug(slot, Box::new(console), &wiring, "the console")?;
+        }
+        if let Some(config) = self.config.vsock.clone() {
+            let vsock = Vsock::new(config.cid, &config.socket)?;
+            self.plug(config.slot, Box::new(vsock), &wiring, "the sockets")?;
         }
         Ok(())
     }

@@ -262,6 +262,7 @@ fn config(
         rng: places.rng,
         smbios: smbios::config(args)?,
         console: places.console,
+        vsock: places.vsock,
         interface: args.iommu_backend.0,
         serial: args.serial.clone(),
         no_reboot: args.no_reboot,

@@ -6,7 +6,7 @@ use vfio::{
     kernel::Interface,
 };
 
-use crate::machine::{Assignment, Config};
+use crate::machine::{Assignment, Config, VsockConfig};
 
 /// Prints it, with `file` behind it.
 pub(super) fn print(host: &Host, managed: &[Bdf], config: &Config, file: &str) {
@@ -61,6 +61,12 @@ fn virtual_devices(config: &Config) -> Vec<String> {
     lines.extend(rng.map(|slot| format!("  00:{slot}  has the host's random numbers")));
     let console = config.console.iter();
     lines.extend(console.map(|console| format!("  00:{}  is the console hvc0", console.slot)));
+    if let Some(VsockConfig { slot, cid, socket }) = &config.vsock {
+        let socket = socket.display();
+        lines.push(format!(
+            "  00:{slot}  has sockets: it is {cid}, reached by {socket}"
+        ));
+    }
     lines
 }
 

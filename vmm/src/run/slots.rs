@@ -10,8 +10,8 @@ use vfio::{
 
 use super::RunError;
 use crate::{
-    cli::{NetArg, VfioArg, run::RunArgs},
-    machine::{Assignment, ConsoleConfig, DiskConfig, NetConfig},
+    cli::{NetArg, VfioArg, VsockArg, run::RunArgs},
+    machine::{Assignment, ConsoleConfig, DiskConfig, NetConfig, VsockConfig},
     net::Source,
 };
 
@@ -87,6 +87,7 @@ pub(super) struct Places {
     pub(super) networks: Vec<NetConfig>,
     pub(super) rng: Option<Slot>,
     pub(super) console: Option<ConsoleConfig>,
+    pub(super) vsock: Option<VsockConfig>,
 }
 
 /// Which virtual device goes where: as asked; of the others disks in their order, then the rest.
@@ -128,11 +129,20 @@ pub(super) fn place(
             slot: place(None)?,
         }),
     };
+    let vsock = match args.vsock.clone() {
+        None => None,
+        Some(VsockArg { cid, socket }) => Some(VsockConfig {
+            cid,
+            socket,
+            slot: place(None)?,
+        }),
+    };
     Ok(Places {
         disks,
         networks,
         rng,
         console,
+        vsock,
     })
 }
 
