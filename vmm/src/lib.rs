@@ -22,4 +22,5 @@ pub mod sriov;
 pub mod stats;
 #[cfg(test)]
 mod tiny_guest;
+pub mod uring;
 pub mod vcpu;

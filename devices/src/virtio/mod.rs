@@ -58,9 +58,22 @@ pub struct Kind {
 pub enum Answer {
     /// It is done; how many bytes of its writable buffers are new.
     Done(u32),
+    /// It goes on while others are served; `Backend::finished` says when it is done.
+    Later,
     /// Nothing is there for it yet, and nothing was done. It stays first in its queue, and is served anew when the device's source
     /// stirred, or something was done in another queue.
     NotYet,
+}
+
+/// A request that was answered `Later` is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// The queue that it came from.
+    pub queue: usize,
+    /// The chain that it was (`Chain::head`).
+    pub head: u16,
+    /// How many bytes of its writable buffers are new.
+    pub written: u32,
 }
 
 /// What a device does.
@@ -79,6 +92,14 @@ pub trait Backend: Send {
         request: Chain,
         memory: &GuestMemoryMmap,
     ) -> Result<Answer, Garbage>;
+
+    /// The next request of those answered `Later` that is done by now.
+    fn finished(&mut self, _memory: &GuestMemoryMmap) -> Result<Option<Finished>, Garbage> {
+        Ok(None)
+    }
+
+    /// Waits until nothing goes on any more that was answered `Later`, and forgets it: a reset must find no access to memory.
+    fn settle(&mut self) {}
 
     /// What of the host's the device waits for besides its queues: a descriptor that epoll knows, the same and open for as long as the
     /// device is. It is watched by its edges. A device that waits for several things has an epoll of its own for them, and that is its source.

@@ -21,7 +21,7 @@ use vmm_sys_util::{
 };
 
 use super::{
-    Answer, Backend,
+    Answer, Backend, Finished,
     chain::{Chain, Garbage},
     interrupts::{Cause, Interrupts},
 };
@@ -113,6 +113,12 @@ impl Drop for Worker {
 fn run(mut work: Work, epoll: &Epoll, stop: &Stop) {
     let backend = work.backend.clone();
     let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
+    serve_until(&mut work, &mut **backend, epoll, stop);
+    backend.settle();
+}
+
+/// Serves until it is told to stop, or the driver's queues make no sense any more.
+fn serve_until(work: &mut Work, backend: &mut dyn Backend, epoll: &Epoll, stop: &Stop) {
     let mut ready = [EpollEvent::default(); 8];
     loop {
         // Whose turn was over has more, but not before the others were heard.
@@ -132,7 +138,7 @@ fn run(mut work: Work, epoll: &Epoll, stop: &Stop) {
                 queue => work.rang(queue),
             }
         }
-        if let Err((queue, garbage)) = work.serve(&mut **backend, stop) {
+        if let Err((queue, garbage)) = work.serve(backend, stop) {
             // The guest can do this as often as it resets the device, which is seldom enough to say at this level only.
             log::debug!("{}: queue {queue}: {garbage}: it needs a reset", work.name);
             return work.interrupts.need_reset();
@@ -162,6 +168,7 @@ impl Work {
                     has_served |= served_some.map_err(|garbage| (served.index, garbage))?;
                 }
             }
+            has_served |= finish(&mut self.queues, backend, memory, &self.interrupts)?;
             let has_more = self.queues.iter().any(|served| served.has_rung);
             if !has_served || has_more || stop.asked.load(Ordering::SeqCst) {
                 return Ok(());
@@ -187,17 +194,24 @@ fn serve_all(
         queue.disable_notification(memory).map_err(ring)?;
         while let Some(chain) = Chain::next(queue, memory)? {
             let head = chain.head;
-            let Answer::Done(written) = backend.serve(*index, chain, memory)? else {
-                // It is taken again, and looked at again: what its driver writes over it meanwhile is its own loss.
-                queue.go_to_previous_position();
-                served.is_waiting = true;
-                return Ok(has_served);
-            };
-            has_served = true;
-            queue.add_used(memory, head, written).map_err(ring)?;
-            if queue.needs_notification(memory).map_err(ring)? {
-                interrupts.signal(Cause::Queue(*index));
+            match backend.serve(*index, chain, memory)? {
+                Answer::Done(written) => {
+                    let finished = Finished {
+                        queue: *index,
+                        head,
+                        written,
+                    };
+                    give_back(queue, finished, memory, interrupts)?;
+                }
+                Answer::Later => {}
+                Answer::NotYet => {
+                    // It is taken again, and looked at again: what its driver writes over it meanwhile is its own loss.
+                    queue.go_to_previous_position();
+                    served.is_waiting = true;
+                    return Ok(has_served);
+                }
             }
+            has_served = true;
             // A guest with several processors can keep a queue full for ever.
             if stop.asked.load(Ordering::SeqCst) {
                 return Ok(has_served);
@@ -213,6 +227,41 @@ fn serve_all(
             return Ok(has_served);
         }
     }
+}
+
+/// Gives back what is done of the requests that go on; whether any was.
+fn finish(
+    queues: &mut [Served],
+    backend: &mut dyn Backend,
+    memory: &GuestMemoryMmap,
+    interrupts: &Interrupts,
+) -> Result<bool, (usize, Garbage)> {
+    let mut has_finished = false;
+    while let Some(finished) = backend.finished(memory).map_err(|garbage| (0, garbage))? {
+        let from = finished.queue;
+        let served = queues.iter_mut().find(|served| served.index == from);
+        if let Some(Served { queue, .. }) = served {
+            let given = give_back(queue, finished, memory, interrupts);
+            given.map_err(|garbage| (from, garbage))?;
+        }
+        has_finished = true;
+    }
+    Ok(has_finished)
+}
+
+fn give_back(
+    queue: &mut Queue,
+    finished: Finished,
+    memory: &GuestMemoryMmap,
+    interrupts: &Interrupts,
+) -> Result<(), Garbage> {
+    let ring = |_| Garbage::Ring;
+    let Finished { head, written, .. } = finished;
+    queue.add_used(memory, head, written).map_err(ring)?;
+    if queue.needs_notification(memory).map_err(ring)? {
+        interrupts.signal(Cause::Queue(finished.queue));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

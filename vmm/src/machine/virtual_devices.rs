@@ -17,6 +17,7 @@ use super::{Config, Machine, MachineError, NetConfig};
 use crate::{
     kvm::{doorbell::MemoryDoorbells, intx::SlotPins, msi::MsiController},
     net::{self, Model, NetError, Source, Tap},
+    uring::Uring,
 };
 
 /// What of the host's they are made of.
@@ -57,6 +58,13 @@ impl Machine {
         for (number, (disk, slot)) in opened.disks.into_iter().zip(slots).enumerate() {
             let blk = Blk::new(number, disk, self.config.cpus());
             self.disk_counters.push(blk.counters());
+            let blk = match Uring::new(wiring.ram.clone()) {
+                Ok(ring) => blk.with_ring(Box::new(ring)),
+                Err(error) => {
+                    log::info!("blk{number}: one request after the other: no io_uring: {error}");
+                    blk
+                }
+            };
             self.plug(slot, Box::new(blk), &wiring, "a disk")?;
         }
         let networks = self.config.networks.clone();

@@ -4,10 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::{
-    super::{Buffer, Chain},
-    request::Request,
-};
+use super::{super::Chain, request::Request};
 
 /// Only the disk's thread counts, and nobody decides by it: relaxed order is enough.
 #[derive(Debug, Default)]
@@ -40,26 +37,41 @@ pub struct Counts {
     pub failed: u64,
 }
 
-impl Counters {
-    /// One more; nothing of `chain` but data is left.
-    pub(super) fn asked(&self, request: Option<Request>, chain: &Chain) {
-        let add = |counter: &AtomicU64, more| counter.fetch_add(more, Ordering::Relaxed);
-        let sum = |buffers: &[Buffer]| buffers.iter().map(|buffer| buffer.len as u64).sum::<u64>();
+/// A request as it is counted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Counted {
+    Read(u64),
+    Write(u64),
+    Flush,
+    Other,
+}
+
+impl Counted {
+    /// Of a request, with nothing but data left of its chain.
+    pub(super) fn of(request: Option<Request>, chain: &Chain) -> Self {
+        let len = |buffers| super::len(buffers) as u64;
         match request {
-            Some(Request::Read { .. }) => {
-                add(&self.reads, 1);
-                add(&self.read_bytes, sum(&chain.writable));
-            }
-            Some(Request::Write { .. }) => {
-                add(&self.writes, 1);
-                add(&self.written_bytes, sum(&chain.readable));
-            }
-            Some(Request::Flush) => {
-                add(&self.flushes, 1);
-            }
-            _ => {
-                add(&self.others, 1);
-            }
+            Some(Request::Read { .. }) => Self::Read(len(&chain.writable)),
+            Some(Request::Write { .. }) => Self::Write(len(&chain.readable)),
+            Some(Request::Flush) => Self::Flush,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Counters {
+    /// One more.
+    pub(super) fn asked(&self, what: Counted) {
+        let add = |counter: &AtomicU64, more| counter.fetch_add(more, Ordering::Relaxed);
+        let (counter, bytes) = match what {
+            Counted::Read(len) => (&self.reads, Some((&self.read_bytes, len))),
+            Counted::Write(len) => (&self.writes, Some((&self.written_bytes, len))),
+            Counted::Flush => (&self.flushes, None),
+            Counted::Other => (&self.others, None),
+        };
+        add(counter, 1);
+        if let Some((counter, len)) = bytes {
+            add(counter, len);
         }
     }
 

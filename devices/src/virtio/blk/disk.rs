@@ -11,11 +11,11 @@ use vm_memory::{GuestMemoryMmap, VolatileMemoryError};
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use super::{
-    super::Buffer,
+    super::{Buffer, Chain},
     SECTOR,
     direct::{self, Aligned, Bounced},
     lock::{self, Holder},
-    request::Failed,
+    request::{Failed, Request},
 };
 
 /// A file cannot be a disk.
@@ -140,6 +140,25 @@ impl Disk {
     #[cfg(test)]
     pub(super) fn pretend_aligned(&mut self, align: usize) {
         self.align = Some(align);
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where in the file a request for data begins that could be done as it stands; a flush begins nowhere in particular.
+    pub(super) fn start_of(&self, request: Option<Request>, chain: &Chain) -> Option<u64> {
+        let (sector, buffers) = match request? {
+            Request::Flush => return Some(0),
+            Request::Read { sector } => (sector, &chain.writable),
+            Request::Write { sector } => (sector, &chain.readable),
+            Request::Identify | Request::Discard | Request::WriteZeroes => return None,
+        };
+        let (start, end) = self.place(sector, buffers).ok()?;
+        if let Some(Request::Write { .. }) = request {
+            self.check_writable(end).ok()?;
+        }
+        self.bounces(buffers).is_none().then_some(start)
     }
 
     /// What it was opened as.

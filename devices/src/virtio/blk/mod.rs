@@ -5,18 +5,25 @@
 mod counters;
 mod direct;
 mod disk;
+mod flights;
 mod lock;
 mod request;
+mod ring;
 
+use counters::Counted;
 pub use counters::{Counters, Counts};
 pub use disk::{Access, Disk, DiskError};
+pub use ring::{MOST_AT_ONCE, Ring, Transfer};
 
-use std::sync::Arc;
+use std::{os::fd::RawFd, sync::Arc};
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use self::request::{Failed, Request, Status};
-use super::{Answer, Backend, Chain, Garbage, Kind};
+use self::{
+    flights::{Ask, Begun, Flights},
+    request::{Failed, Request, Status},
+};
+use super::{Answer, Backend, Buffer, Chain, Finished, Garbage, Kind};
 
 const DEVICE_TYPE: u16 = 2;
 /// Mass storage, of no particular kind: PCI 3.0 appendix D.
@@ -45,6 +52,8 @@ const SECTOR: u64 = 512;
 /// A block device.
 pub struct Blk {
     name: String,
+    /// Before the disk, whose file is open for as long as anything goes on.
+    flights: Option<Flights>,
     disk: Disk,
     queues: u16,
     /// Without flushes a driver takes what is written to be stored (§5.2.6.2).
@@ -59,6 +68,7 @@ impl Blk {
         let queues = u16::try_from(cpus).unwrap_or(u16::MAX);
         Self {
             name: format!("blk{number}"),
+            flights: None,
             disk,
             queues: queues.clamp(1, MOST_QUEUES),
             writes_through: true,
@@ -70,6 +80,12 @@ impl Blk {
     /// What it is asked for, from now on.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
+    }
+
+    /// The same with many requests going on at once, by `ring`.
+    pub fn with_ring(mut self, ring: Box<dyn Ring>) -> Self {
+        self.flights = Some(Flights::new(ring));
+        self
     }
 
     fn features(&self) -> u64 {
@@ -127,15 +143,10 @@ impl Blk {
         id
     }
 
-    fn perform(
-        &mut self,
-        header: [u8; request::HEADER_LEN],
-        chain: &mut Chain,
-        memory: &GuestMemoryMmap,
-    ) -> Result<(), Failed> {
-        let request = Request::parse(header);
-        self.counters.asked(request, chain);
-        match request.ok_or(Failed::Unsupported)? {
+    /// Does what is asked for, at once.
+    fn perform(&mut self, ask: &mut Ask, memory: &GuestMemoryMmap) -> Result<(), Failed> {
+        let chain = &mut ask.chain;
+        match ask.request.ok_or(Failed::Unsupported)? {
             Request::Read { sector } => self.disk.read(sector, &chain.writable, memory),
             Request::Write { sector } => {
                 self.disk.write(sector, &chain.readable, memory)?;
@@ -170,6 +181,38 @@ impl Blk {
         }
     }
 
+    /// Has it go on by itself, if it can.
+    fn begin(&mut self, ask: Ask) -> Begun {
+        let Some(flights) = &mut self.flights else {
+            return Begun::No(ask);
+        };
+        flights.begin(ask, &self.disk, self.writes_through)
+    }
+
+    /// Writes the status; how many bytes are new to the guest.
+    fn answer(
+        &mut self,
+        ask: &Ask,
+        done: &Result<(), Failed>,
+        memory: &GuestMemoryMmap,
+    ) -> Result<u32, Garbage> {
+        let status = match done {
+            Ok(()) => Status::Ok,
+            Err(Failed::Unsupported) => Status::Unsupported,
+            Err(Failed::Request | Failed::Host { .. }) => Status::IoError,
+        };
+        if let Err(failed) = done {
+            self.counters.failed();
+            self.note(failed);
+        }
+        memory
+            .write_obj(status as u8, ask.status_at)
+            .map_err(|_| Garbage::Request("status"))?;
+        // virtio-queue takes no chain of more than 4 GiB.
+        let written = u32::try_from(len(&ask.chain.writable)).unwrap_or(u32::MAX);
+        Ok(written.saturating_add(1))
+    }
+
     fn stored(&mut self) -> Result<(), Failed> {
         if self.writes_through {
             self.disk.flush()
@@ -197,29 +240,69 @@ impl Backend for Blk {
 
     fn serve(
         &mut self,
-        _queue: usize,
-        mut request: Chain,
+        queue: usize,
+        mut chain: Chain,
         memory: &GuestMemoryMmap,
     ) -> Result<Answer, Garbage> {
-        let header = request.take_header(memory)?;
-        let status_at = request.take_last_byte()?;
-        let done = self.perform(header, &mut request, memory);
-        let status = match &done {
-            Ok(()) => Status::Ok,
-            Err(Failed::Unsupported) => Status::Unsupported,
-            Err(Failed::Request | Failed::Host { .. }) => Status::IoError,
+        let request = Request::parse(chain.take_header(memory)?);
+        let status_at = chain.take_last_byte()?;
+        let counts = self.counters.clone();
+        let counted = Counted::of(request, &chain);
+        let mut ask = match self.begin(Ask {
+            queue,
+            request,
+            chain,
+            status_at,
+        }) {
+            Begun::NoRoom => return Ok(Answer::NotYet),
+            Begun::Yes => {
+                counts.asked(counted);
+                return Ok(Answer::Later);
+            }
+            Begun::No(ask) => ask,
         };
-        if let Err(failed) = &done {
-            self.counters.failed();
-            self.note(failed);
+        counts.asked(counted);
+        let done = self.perform(&mut ask, memory);
+        self.answer(&ask, &done, memory).map(Answer::Done)
+    }
+
+    fn finished(&mut self, memory: &GuestMemoryMmap) -> Result<Option<Finished>, Garbage> {
+        let Some((mut ask, result)) = self.flights.as_mut().and_then(Flights::ended) else {
+            return Ok(None);
+        };
+        let done = match result {
+            Ok(count) if count == wanted(&ask) => Ok(()),
+            // Fell short, or failed: done once more at once, the reason shows, or it is done after all.
+            Ok(_) | Err(_) => self.perform(&mut ask, memory),
+        };
+        Ok(Some(Finished {
+            queue: ask.queue,
+            head: ask.chain.head,
+            written: self.answer(&ask, &done, memory)?,
+        }))
+    }
+
+    fn settle(&mut self) {
+        if let Some(flights) = &mut self.flights {
+            flights.settle();
         }
-        memory
-            .write_obj(status as u8, status_at)
-            .map_err(|_| Garbage::Request("status"))?;
-        let written: usize = request.writable.iter().map(|buffer| buffer.len).sum();
-        // virtio-queue takes no chain of more than 4 GiB.
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        Ok(Answer::Done(written.saturating_add(1)))
+    }
+
+    fn source(&self) -> Option<RawFd> {
+        self.flights.as_ref().map(Flights::source)
+    }
+}
+
+fn len(buffers: &[Buffer]) -> usize {
+    buffers.iter().map(|buffer| buffer.len).sum()
+}
+
+/// How many bytes a request that went on by itself comes to.
+fn wanted(ask: &Ask) -> usize {
+    match ask.request {
+        Some(Request::Read { .. }) => len(&ask.chain.writable),
+        Some(Request::Write { .. }) => len(&ask.chain.readable),
+        _ => 0,
     }
 }
 

@@ -83,7 +83,7 @@ impl Table {
             ..Chain::default()
         };
         match self.vsock.serve(RECEIVE, chain, &self.memory).unwrap() {
-            Answer::NotYet => None,
+            Answer::NotYet | Answer::Later => None,
             Answer::Done(len) => {
                 let mut packet = vec![0; len.try_into().unwrap()];
                 self.memory
