@@ -137,7 +137,9 @@ fn exits(host: &Host, vmm: &str) -> Result<u64> {
 
 /// The line of fio's terse output, version 3 (fio(1)): bandwidth in KiB/s and requests a second, of reads and then of writes.
 fn parse(said: &str) -> Option<Measured> {
-    let line = said.lines().find(|line| line.starts_with("3;fio-"))?;
+    // In front of it is what the shell tells a terminal that a command begins.
+    let start = said.find("3;fio-")?;
+    let line = said[start..].lines().next()?;
     let field = |at: usize| line.split(';').nth(at)?.parse::<u64>().ok();
     let sum = |read, written| Some(field(read)? + field(written)?);
     Some(Measured {
@@ -180,7 +182,7 @@ mod tests {
         fields[..5].copy_from_slice(&["3", "fio-3.39", "x", "0", "0"]);
         (fields[5], fields[6], fields[7]) = ("4096", "1024", "256");
         (fields[46], fields[47], fields[48]) = ("8", "4", "1");
-        let said = format!("typed\n{}\n== 42", fields.join(";"));
+        let said = format!("typed\n\x1b[?2004l{}\n== 42", fields.join(";"));
         let measured = Measured {
             kib: 4104,
             kib_per_s: 1028,
