@@ -66,8 +66,10 @@ fn prepared_and_used(l1: &Host) -> Result<()> {
         output.stdout.contains("1 packets received"),
         "its function does",
     )?;
+    // On a slow host there is a line now and then of how far it is.
+    let mut said = output.stderr.lines();
     expect(
-        output.stderr.is_empty(),
+        said.all(|line| line.contains("populating guest memory")),
         &format!("nothing is missed: {}", output.stderr),
     )?;
     as_shipped(l1)
