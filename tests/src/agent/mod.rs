@@ -3,6 +3,7 @@
 
 mod client;
 mod server;
+mod wake;
 mod wire;
 
 pub(crate) use client::{Agent, Event, Job, Output};
