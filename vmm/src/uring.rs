@@ -5,6 +5,8 @@ use std::{
     io,
     os::fd::{AsRawFd, RawFd},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use devices::{
@@ -19,6 +21,9 @@ use vm_memory::GuestMemoryBackend;
 
 /// readv(2) takes no more parts (IOV_MAX).
 const MOST_PARTS: usize = 1024;
+
+/// How long a kernel without memory is left alone: the guest's disk stands still, and a processor is not kept from freeing some.
+const A_MOMENT: Duration = Duration::from_millis(1);
 
 /// As the kernel reads a `struct iovec`: address and length.
 type Part = [usize; 2];
@@ -102,8 +107,9 @@ impl Ring for Uring {
         Ok(())
     }
 
-    fn submit(&mut self) -> io::Result<()> {
-        self.ring.submit().map(drop)
+    fn submit(&mut self) -> io::Result<bool> {
+        self.ring.submit()?;
+        Ok(!self.ring.submission().is_empty())
     }
 
     fn ended(&mut self) -> Option<(u16, io::Result<usize>)> {
@@ -122,6 +128,10 @@ impl Ring for Uring {
         loop {
             match self.ring.submit_and_wait(1) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What has ended has to be taken first.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+                // The kernel has no memory for what was noted, and says nobody when it has again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(A_MOMENT),
                 waited => return waited.map(drop),
             }
         }

@@ -84,19 +84,19 @@ impl Flights {
     /// The next that is over, and how many bytes it came to.
     pub(super) fn ended(&mut self) -> Option<(Ask, io::Result<usize>)> {
         if self.has_noted {
-            self.has_noted = false;
-            self.submit();
+            // What is left is submitted when one of the others has ended, which brings us here.
+            self.has_noted = self.ring.submit().unwrap_or_else(|_| self.wait());
         }
         self.take()
     }
 
-    fn submit(&mut self) {
-        // A kernel that is short of memory or room takes more once something has ended, which is what waiting waits for.
-        if self.ring.submit().is_err()
-            && let Err(error) = self.ring.wait()
-        {
+    /// A kernel that is short of memory or room takes more once something has ended. Whether there may be more.
+    fn wait(&mut self) -> bool {
+        let waited = self.ring.wait();
+        if let Err(error) = &waited {
             log::error!("requests to a disk do not start: {error}");
         }
+        waited.is_ok()
     }
 
     fn take(&mut self) -> Option<(Ask, io::Result<usize>)> {

@@ -15,7 +15,7 @@ pub use counters::{Counters, Counts};
 pub use disk::{Access, Disk, DiskError};
 pub use ring::{MOST_AT_ONCE, Ring, Transfer};
 
-use std::{os::fd::RawFd, sync::Arc};
+use std::{io, os::fd::RawFd, sync::Arc};
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 
@@ -213,6 +213,15 @@ impl Blk {
         Ok(written.saturating_add(1))
     }
 
+    /// Whether the end of a request says that something is stored.
+    fn stores(&self, ask: &Ask) -> bool {
+        match ask.request {
+            Some(Request::Flush) => true,
+            Some(Request::Write { .. }) => self.writes_through,
+            _ => false,
+        }
+    }
+
     fn stored(&mut self) -> Result<(), Failed> {
         if self.writes_through {
             self.disk.flush()
@@ -272,6 +281,11 @@ impl Backend for Blk {
         };
         let done = match result {
             Ok(count) if count == wanted(&ask) => Ok(()),
+            // The kernel tells of a write-back that failed once: asked again it would say that all is well.
+            Err(source) if self.stores(&ask) && is_lost(&source) => Err(Failed::Host {
+                doing: "having it stored",
+                source,
+            }),
             // Fell short, or failed: done once more at once, the reason shows, or it is done after all.
             Ok(_) | Err(_) => self.perform(&mut ask, memory),
         };
@@ -291,6 +305,12 @@ impl Backend for Blk {
     fn source(&self) -> Option<RawFd> {
         self.flights.as_ref().map(Flights::source)
     }
+}
+
+/// What fsync(2) says of earlier writes that will not be stored.
+fn is_lost(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    matches!(errno, Some(libc::EIO | libc::ENOSPC | libc::EDQUOT))
 }
 
 fn len(buffers: &[Buffer]) -> usize {

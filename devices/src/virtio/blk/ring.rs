@@ -33,12 +33,12 @@ pub trait Ring: Send {
     /// then. An error: it is not done, now or later.
     fn begin(&mut self, tag: u16, file: &File, at: u64, transfer: Transfer<'_>) -> io::Result<()>;
 
-    /// Has all start that was noted.
-    fn submit(&mut self) -> io::Result<()>;
+    /// Has what was noted start; whether some of it has to be submitted again, because the kernel is short of something.
+    fn submit(&mut self) -> io::Result<bool>;
 
     /// One that has ended since: its tag, and how many bytes it came to.
     fn ended(&mut self) -> Option<(u16, io::Result<usize>)>;
 
-    /// Waits until one has ended. Something has to be going on.
+    /// Has what was noted start, and waits until one has ended. Something has to be noted or going on.
     fn wait(&mut self) -> io::Result<()>;
 }

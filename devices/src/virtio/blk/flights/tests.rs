@@ -34,6 +34,10 @@ struct FakeRing {
     /// A part of this many bytes is all that a transfer moves.
     most: usize,
     waits: Arc<AtomicUsize>,
+    /// So many are all that the kernel starts at once.
+    most_started: usize,
+    /// What a flush ends with.
+    flush_errno: i32,
 }
 
 impl Ring for FakeRing {
@@ -52,14 +56,17 @@ impl Ring for FakeRing {
         Ok(())
     }
 
-    fn submit(&mut self) -> io::Result<()> {
-        self.started = self.noted.len();
-        Ok(())
+    fn submit(&mut self) -> io::Result<bool> {
+        self.started = self.noted.len().min(self.most_started);
+        Ok(self.started < self.noted.len())
     }
 
     fn ended(&mut self) -> Option<(u16, io::Result<usize>)> {
         self.started = self.started.checked_sub(1)?;
         let (tag, mut at, buffers, is_write) = self.noted.remove(self.started);
+        if buffers.is_empty() && self.flush_errno != 0 {
+            return Some((tag, Err(io::Error::from_raw_os_error(self.flush_errno))));
+        }
         let mut moved = 0;
         for buffer in buffers {
             let mut bytes = vec![0; buffer.len.min(self.most - moved)];
@@ -78,7 +85,7 @@ impl Ring for FakeRing {
 
     fn wait(&mut self) -> io::Result<()> {
         self.waits.fetch_add(1, Ordering::Relaxed);
-        self.submit()
+        self.submit().map(drop)
     }
 }
 
@@ -91,6 +98,11 @@ struct Table {
 
 /// A disk of 64 sectors, each full of its number, over a ring that moves at most `most` bytes at once.
 fn table(most: usize) -> Table {
+    table_with(|ring| ring.most = most)
+}
+
+/// The same over a ring that is as told.
+fn table_with(tell: impl Fn(&mut FakeRing)) -> Table {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     let content: Vec<u8> = (0..64).flat_map(|sector| [sector; 512]).collect();
@@ -98,14 +110,17 @@ fn table(most: usize) -> Table {
     let disk = Disk::open(&path, Access::default()).unwrap();
     let memory = ram().0.clone();
     let waits = Arc::default();
-    let ring = FakeRing {
+    let mut ring = FakeRing {
         memory: memory.clone(),
         file: File::options().read(true).write(true).open(&path).unwrap(),
         noted: Vec::new(),
         started: 0,
-        most,
+        most: 1 << 20,
         waits: Arc::clone(&waits),
+        most_started: usize::MAX,
+        flush_errno: 0,
     };
+    tell(&mut ring);
     let blk = Blk::new(0, disk, 1).with_ring(Box::new(ring));
     Table {
         _dir: dir,
@@ -212,6 +227,31 @@ fn what_falls_short_is_done_again_in_whole() {
     assert_eq!(table.finished(), [(1, 1025)]);
     assert_eq!((table.status(0), table.status(1)), (0, 0));
     assert_eq!(table.byte(Table::data(1) + 1023), 1);
+}
+
+#[test]
+fn a_flush_that_says_what_is_lost_is_not_asked_again() {
+    for errno in [libc::EIO, libc::ENOSPC, libc::EDQUOT] {
+        let mut table = table_with(|ring| ring.flush_errno = errno);
+        assert_eq!(table.ask(0, FLUSH, 0, 0), Answer::Later);
+        assert_eq!(table.finished(), [(0, 1)]);
+        assert_eq!(table.status(0), 1, "an I/O error");
+    }
+    // The file itself can be flushed.
+    let mut table = table_with(|ring| ring.flush_errno = libc::EINVAL);
+    assert_eq!(table.ask(0, FLUSH, 0, 0), Answer::Later);
+    assert_eq!(table.finished(), [(0, 1)]);
+    assert_eq!(table.status(0), 0);
+}
+
+#[test]
+fn what_the_kernel_does_not_start_at_once_starts_when_another_has_ended() {
+    let mut table = table_with(|ring| ring.most_started = 1);
+    for head in 0..3 {
+        assert_eq!(table.ask(head, READ, 5, 512), Answer::Later);
+    }
+    // One comes with each look, as one with each event.
+    assert_eq!(table.finished(), [(0, 513), (1, 513), (2, 513)]);
 }
 
 #[test]
