@@ -223,7 +223,8 @@ impl Common {
         }
     }
 
-    fn is_running(&self) -> bool {
+    /// Whether the driver is set up.
+    pub(super) fn is_running(&self) -> bool {
         self.status & STATUS_DRIVER_OK != 0
     }
 }

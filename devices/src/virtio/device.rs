@@ -184,6 +184,18 @@ impl Device {
         }
     }
 
+    /// The function may not reach memory any more, as a kernel says that is about to start another one. What the queues were at is
+    /// lost by that: a driver that wants it again starts anew.
+    pub(super) fn halt(&mut self) {
+        if self.common.is_running() {
+            self.worker = None;
+            if let Some(engine) = &mut self.engine {
+                engine.stop();
+            }
+            self.interrupts.fall_silent();
+        }
+    }
+
     /// Back to power-on, which the MSI-X table is part of.
     pub(super) fn power_on(&mut self) {
         self.reset();

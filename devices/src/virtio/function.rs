@@ -21,7 +21,10 @@ use crate::{
         bar::{BarSpec, Bars, REGISTERS},
         config::{ConfigSpace, Identity},
         msix::MSIX_CAPABILITY_LEN,
-        registers::{CAP_MSIX, CAP_VENDOR, CAPABILITIES, HEADER_END, STATUS, STATUS_CAPABILITIES},
+        registers::{
+            CAP_MSIX, CAP_VENDOR, CAPABILITIES, COMMAND_MASTER, HEADER_END, STATUS,
+            STATUS_CAPABILITIES,
+        },
         space::{PciSpace, Placements, Region},
     },
 };
@@ -253,7 +256,11 @@ impl Function for VirtioFunction {
             state.bars.write(offset, data);
             self.place(state);
         } else {
+            let before = state.config.command();
             state.config.write(offset, data);
+            if before & !state.config.command() & COMMAND_MASTER != 0 {
+                self.device().halt();
+            }
             if let Some(within) = at.checked_sub(self.msix_at) {
                 let device = &mut *self.device();
                 let changes = device.msix.capability_write(within, data);

@@ -101,8 +101,13 @@ impl Interrupts {
 
     /// Says that the device cannot go on (§2.1.2: with a configuration change).
     pub(super) fn need_reset(&self) {
-        self.needs_reset.store(true, Ordering::SeqCst);
+        self.fall_silent();
         self.signal(Cause::Config);
+    }
+
+    /// The same without an interrupt: to that end the device would have to write to memory.
+    pub(super) fn fall_silent(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn needs_reset(&self) -> bool {

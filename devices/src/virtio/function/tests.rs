@@ -17,7 +17,7 @@ use crate::{
     mapping::{HostMapping, Memslots},
     pci::{
         capabilities,
-        registers::{COMMAND, COMMAND_MEMORY},
+        registers::{COMMAND, COMMAND_MASTER, COMMAND_MEMORY},
         space::Windows,
     },
 };
@@ -94,7 +94,8 @@ fn table() -> Table {
     };
     let function = VirtioFunction::new(Box::new(Echo(told)), &wiring).unwrap();
     function.assign_bar(0, AT);
-    let _ = function.config_write(4, &COMMAND_MEMORY.to_le_bytes());
+    let on = COMMAND_MEMORY | COMMAND_MASTER;
+    let _ = function.config_write(4, &on.to_le_bytes());
     assert_eq!(COMMAND, 4);
     Table {
         bus,
@@ -238,6 +239,23 @@ fn a_device_that_was_reset_serves_nothing_of_before() {
     table.function.reset();
     assert!(table.served.try_recv().is_err());
     assert_eq!(table.driver.used(), None);
+}
+
+#[test]
+fn a_device_that_may_not_reach_memory_serves_nothing_until_it_is_set_up_anew() {
+    let mut table = table();
+    table.start();
+    let _ = table.function.config_write(4, &[2, 0]);
+    table.request();
+    let _ = table.function.config_write(4, &[6, 0]);
+    assert_eq!(table.status(), 15 | STATUS_NEEDS_RESET);
+    table.write(common::STATUS, &[0]);
+    assert!(table.served.try_recv().is_err(), "nothing of before");
+    table.driver = Driver::new(table.driver.ram.clone(), 0x4000);
+    table.start();
+    table.request();
+    table.msi.wait(2);
+    assert_eq!(table.driver.used(), Some((0, 1)));
 }
 
 #[test]
