@@ -193,7 +193,8 @@ impl Station {
     fn receive(&self) {
         /// As many as a virtio queue has in its turn.
         const TURN: usize = 256;
-        let mut buffer = [0; HEADER_LEN + LONGEST];
+        // A byte more, by which a packet that is too long is known.
+        let mut buffer = [0; HEADER_LEN + LONGEST + 1];
         for _ in 0..TURN {
             let waiting = self.core().waiting.take();
             let packet = match waiting {

@@ -144,6 +144,8 @@ fn a_packet_goes_out_with_an_empty_header_and_interrupts() {
 fn a_packet_comes_in_and_interrupts_again_at_an_end_of_interrupt_that_did_not_hear_it() {
     let mut table = table();
     let packet = [vec![0; 12], vec![2, 0, 0, 0, 0, 1], vec![7; 60]].concat();
+    let too_long = [vec![0; 12], vec![2, 0, 0, 0, 0, 1], vec![7; 2000]].concat();
+    table.cable.bring(too_long);
     table.cable.bring(packet);
     table.interrupt();
     let came: u64 = table.ram.0.read_obj(GuestAddress(0x10000)).unwrap();
