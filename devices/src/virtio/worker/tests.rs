@@ -157,7 +157,12 @@ fn what_the_host_has_before_anybody_asks_is_there_when_they_do_and_keeps_nobody_
     }
     table.ask(0, 0x10000);
     table.refused.recv().unwrap();
-    assert!(table.refused.try_recv().is_err(), "it was asked once");
+    let Table {
+        refused, _worker, ..
+    } = table;
+    drop(_worker);
+    // Once for each time that a driver rang, at most, and once for being seen before that.
+    assert!(refused.iter().count() <= 3, "nobody goes on asking");
 }
 
 #[test]
