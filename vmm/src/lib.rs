@@ -24,3 +24,4 @@ pub mod stats;
 mod tiny_guest;
 pub mod uring;
 pub mod vcpu;
+pub mod vhost;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use super::refusals::refused;
 use super::vf::{SECOND, expect_back};
 use super::{Scenario, expect};
 use crate::cards::Machine;
 use crate::error::Result;
+use crate::guest::Guest;
 use crate::host::Host;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -15,6 +17,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             machine: Machine::example,
             limit: Duration::from_secs(180),
             run: sockets,
+        },
+        Scenario {
+            name: "the host's kernel carries sockets too, where it can, and a number is one guest's",
+            machine: Machine::example,
+            limit: Duration::from_secs(150),
+            run: kernel_sockets,
         },
         Scenario {
             name: "hvc0 is typed on, printed on and resized beside a VF, and again after a reboot",
@@ -64,12 +72,25 @@ fn console(l1: &Host) -> Result<()> {
 /// Has the host's bytes summed, then sends its own, which the host's program may not be there yet for.
 const EXCHANGE: &str = "head -c 1048576 /dev/urandom > /run/own; echo == own $(md5sum < /run/own); \
     socat -u VSOCK-LISTEN:1000 - | md5sum > /run/sum; echo == heard $(cat /run/sum); \
-    until socat -u FILE:/run/own VSOCK-CONNECT:2:2000; do sleep 0.2; done 2>/dev/null; \
-    lab-dhcp || exit; ping -c 3 10.0.2.2 || exit; echo == works; read -r order; eval $order";
+    until socat -u FILE:/run/own VSOCK-CONNECT:2:2000; do sleep 0.2; done 2>/dev/null";
+const PING: &str = "lab-dhcp || exit; ping -c 3 10.0.2.2 || exit";
+const NEXT: &str = "echo == works; read -r order; eval $order";
+
+/// The host's commands that send `/run/bytes` to the guest's port 1000, and that sum what it sends to the host's port 2000.
+struct Side {
+    send: &'static str,
+    take: &'static str,
+}
+
 /// The guest's program may not be there yet either: then there is no OK.
-const SEND: &str = "until { echo CONNECT 1000; cat /run/bytes; } | socat -t 30 - UNIX-CONNECT:/run/v 2>/dev/null | grep OK; \
-    do sleep 0.2; done";
-const TAKE: &str = "timeout 50 socat -u UNIX-LISTEN:/run/v_2000,unlink-early - | md5sum";
+const UNIX: Side = Side {
+    send: "until { echo CONNECT 1000; cat /run/bytes; } | socat -t 30 - UNIX-CONNECT:/run/v 2>/dev/null | grep OK; do sleep 0.2; done",
+    take: "timeout 50 socat -u UNIX-LISTEN:/run/v_2000,unlink-early - | md5sum",
+};
+const KERNEL: Side = Side {
+    send: "until socat -u FILE:/run/bytes VSOCK-CONNECT:3:1000; do sleep 0.2; done 2>/dev/null",
+    take: "timeout 50 socat -u VSOCK-LISTEN:2000 - | md5sum",
+};
 
 /// The sum itself, of what md5sum(1) says.
 fn first_word(said: &str) -> Option<&str> {
@@ -77,30 +98,57 @@ fn first_word(said: &str) -> Option<&str> {
 }
 
 fn sockets(l1: &Host) -> Result<()> {
-    let sum = l1.sh("head -c 1048576 /dev/urandom > /run/bytes; md5sum < /run/bytes")?;
-    let mut guest = l1
+    let guest = l1
         .viaduct("run --memory 256M --vfio 03:10.3 --vsock 3,/run/v")
-        .script(EXCHANGE)
+        .script(&format!("{EXCHANGE}; {PING}; {NEXT}"))
         .start()?;
+    exchange_twice(l1, guest, &UNIX, |_| Ok(()))?;
+    l1.sh("[ ! -e /run/v ]")?;
+    expect_back(l1, SECOND)
+}
+
+fn kernel_sockets(l1: &Host) -> Result<()> {
+    let second = "viaduct run --kernel /lab/l2/vmlinuz --memory 128M --vsock";
+    l1.sh("modprobe -r vhost_vsock; [ ! -e /dev/vhost-vsock ] || rm /dev/vhost-vsock")?;
+    let absent = ["modprobe vhost_vsock", "--vsock 3,/run/guest.vsock"];
+    refused(l1, &format!("{second} 3"), 1, &absent)?;
+    l1.sh("modprobe vhost_vsock")?;
+    let guest = l1
+        .viaduct("run --memory 256M --vsock 3")
+        .script(&format!("{EXCHANGE}; {NEXT}"))
+        .start()?;
+    exchange_twice(l1, guest, &KERNEL, |l1| {
+        let taken = "the number 3 is another guest's";
+        refused(l1, &format!("{second} 3"), 1, &[taken, "--vsock 4"])
+    })
+}
+
+/// A MiB either way, before and after a reboot, with a look at the host in between.
+fn exchange_twice(
+    l1: &Host,
+    mut guest: Guest<'_>,
+    side: &Side,
+    look: impl Fn(&Host) -> Result<()>,
+) -> Result<()> {
+    let sum = l1.sh("head -c 1048576 /dev/urandom > /run/bytes; md5sum < /run/bytes")?;
     for boot in [1, 2] {
         guest.wait_for("== own ")?;
         let own = guest.wait_for("\n")?;
-        l1.sh(SEND)?;
+        l1.sh(side.send)?;
         guest.wait_for("== heard ")?;
         let heard = guest.wait_for("\n")?;
         expect(
             first_word(&heard) == first_word(&sum),
             "the guest gets what the host sent",
         )?;
-        let taken = l1.sh(TAKE)?;
+        let taken = l1.sh(side.take)?;
         expect(
             first_word(&taken) == first_word(&own),
             "the host gets what the guest sent",
         )?;
         guest.wait_for("== works")?;
+        look(l1)?;
         guest.type_in(if boot == 1 { "reboot -f\n" } else { "\n" })?;
     }
-    guest.succeeds()?;
-    l1.sh("[ ! -e /run/v ]")?;
-    expect_back(l1, SECOND)
+    guest.succeeds().map(drop)
 }

@@ -50,8 +50,8 @@ pub struct RunArgs {
     /// Give the guest the host's random numbers
     #[arg(long)]
     pub rng: bool,
-    /// Give the guest sockets to talk to its host by: CID,SOCKET, its number and a Unix socket of the host's to reach it by
-    #[arg(long, value_name = "CID,SOCKET")]
+    /// Give the guest sockets to talk to its host by: its number, and a Unix socket to reach it by in place of the kernel's sockets
+    #[arg(long, value_name = "CID[,SOCKET]")]
     pub vsock: Option<VsockArg>,
     /// How the kernel maps memory for the devices; auto takes what the host has, the container first
     #[arg(long, value_name = "auto|container|iommufd", default_value = "auto")]

@@ -1,4 +1,4 @@
-//! `--vsock CID,SOCKET`, or `--vsock cid=CID,socket=PATH`.
+//! `--vsock CID[,SOCKET]`, or `--vsock cid=CID[,socket=PATH]`.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -7,8 +7,8 @@ use std::{path::PathBuf, str::FromStr};
 pub struct VsockArg {
     /// The guest's number.
     pub cid: u32,
-    /// What programs of the host's connect to.
-    pub socket: PathBuf,
+    /// What programs of the host's connect to; the kernel's own sockets if absent.
+    pub socket: Option<PathBuf>,
 }
 
 /// The text is not a socket device.
@@ -16,12 +16,12 @@ pub struct VsockArg {
 pub enum VsockArgError {
     /// A guest cannot have this number: 0 to 2 and the highest are taken (virtio 1.2 §5.10.4).
     #[error(
-        "'{0}' cannot be the guest's number: choose one from 3 to 4294967294, such as --vsock 3,/run/guest.vsock"
+        "'{0}' cannot be the guest's number: choose one from 3 to 4294967294, such as --vsock 3"
     )]
     Cid(String),
-    /// Something is missing.
+    /// It has no number.
     #[error(
-        "say the guest's number and a socket: --vsock 3,/run/guest.vsock, or cid=3,socket=/run/guest.vsock"
+        "say the guest's number as well: --vsock 3,/run/guest.vsock, or cid=3,socket=/run/guest.vsock"
     )]
     Missing,
     /// An option nobody knows. A comma cannot be part of a name.
@@ -43,10 +43,8 @@ impl FromStr for VsockArg {
                 _ => return Err(VsockArgError::Unknown(part.to_owned())),
             }
         }
-        match (cid, socket) {
-            (Some(cid), Some(socket)) => Ok(Self { cid, socket }),
-            _ => Err(VsockArgError::Missing),
-        }
+        let cid = cid.ok_or(VsockArgError::Missing)?;
+        Ok(Self { cid, socket })
     }
 }
 
@@ -65,12 +63,14 @@ mod tests {
         let of = |text: &str| text.parse::<VsockArg>();
         let wanted = Ok(VsockArg {
             cid: 3,
-            socket: "/run/v".into(),
+            socket: Some("/run/v".into()),
         });
         assert_eq!(of("3,/run/v"), wanted);
         assert_eq!(of("cid=3,socket=/run/v"), wanted);
         assert_eq!(of("socket=/run/v,cid=3"), wanted);
-        assert_eq!(of("3"), Err(VsockArgError::Missing));
+        let socket = None;
+        assert_eq!(of("3"), Ok(VsockArg { cid: 3, socket }));
+        assert_eq!(of("socket=/run/v"), Err(VsockArgError::Missing));
         for cid in ["0", "2", "4294967295", "4294967296", "x", ""] {
             let refused = Err(VsockArgError::Cid(cid.into()));
             assert_eq!(of(&format!("{cid},/run/v")), refused);

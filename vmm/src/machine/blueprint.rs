@@ -23,7 +23,7 @@ use super::{
     Config, Machine, MachineError,
     display::Display,
     refusals::Refusals,
-    virtual_devices::{Opened, find_taps},
+    virtual_devices::{Opened, find_taps, open_sockets},
 };
 use crate::{
     boot::Boot,
@@ -60,6 +60,7 @@ impl Blueprint {
         let disks = disks.map(|disk| disk.open()).collect::<Result<_, _>>()?;
         let opened = Opened {
             taps: find_taps(&config)?,
+            sockets: open_sockets(&config)?,
             disks,
         };
         let vm = Vm::create()?;

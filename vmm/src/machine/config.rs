@@ -91,8 +91,8 @@ pub struct ConsoleConfig {
 pub struct VsockConfig {
     /// The guest's number.
     pub cid: u32,
-    /// What programs of the host's connect to.
-    pub socket: PathBuf,
+    /// What programs of the host's connect to; the kernel's own sockets (vhost-vsock) if absent.
+    pub socket: Option<PathBuf>,
     /// Where in the guest it is.
     pub slot: Slot,
 }

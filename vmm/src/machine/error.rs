@@ -14,7 +14,7 @@ use vfio::{
 
 use crate::{
     boot::BootError, kvm::KvmError, net::NetError, platform::PlatformError,
-    processors::ProcessorsError, ram::RamError,
+    processors::ProcessorsError, ram::RamError, vhost::VhostError,
 };
 
 /// The machine cannot be put together, or cannot go on.
@@ -81,6 +81,9 @@ pub enum MachineError {
     /// There is no socket to reach the guest by.
     #[error("--vsock")]
     Socket(#[from] SocketError),
+    /// The kernel has none either.
+    #[error("--vsock")]
+    KernelSockets(#[source] VhostError),
     /// A function cannot be where it was asked for.
     #[error(transparent)]
     Slot(#[from] SlotError),

@@ -9,15 +9,16 @@ use devices::{
         Backend, Rng, VirtioFunction, Wiring,
         blk::{Blk, Disk},
         console::Console,
-        vsock::Vsock,
+        vsock::{Handed, Vsock},
     },
 };
 
-use super::{Config, Machine, MachineError, NetConfig};
+use super::{Config, Machine, MachineError, NetConfig, VsockConfig};
 use crate::{
     kvm::{doorbell::MemoryDoorbells, intx::SlotPins, msi::MsiController},
     net::{self, Model, NetError, Source, Tap},
     uring::Uring,
+    vhost::VhostVsock,
 };
 
 /// What of the host's they are made of.
@@ -25,6 +26,8 @@ pub(super) struct Opened {
     pub(super) disks: Vec<Disk>,
     /// A tap that is not there yet is missing here.
     pub(super) taps: Vec<Option<Tap>>,
+    /// Missing where the kernel's are to be used, whose side needs the guest's RAM.
+    pub(super) sockets: Option<Vsock>,
 }
 
 /// Opens the taps that there are. Descriptors first, so that no file of ours has the number of one.
@@ -38,6 +41,20 @@ pub(super) fn find_taps(config: &Config) -> Result<Vec<Option<Tap>>, NetError> {
         }
     }
     Ok(taps)
+}
+
+/// Makes the host's side of the guest's sockets, or finds that the kernel can.
+pub(super) fn open_sockets(config: &Config) -> Result<Option<Vsock>, MachineError> {
+    let Some(VsockConfig { cid, socket, .. }) = &config.vsock else {
+        return Ok(None);
+    };
+    match socket {
+        Some(path) => Ok(Some(Vsock::new(*cid, path)?)),
+        None => {
+            VhostVsock::check(*cid).map_err(MachineError::KernelSockets)?;
+            Ok(None)
+        }
+    }
 }
 
 impl Machine {
@@ -82,10 +99,21 @@ impl Machine {
             self.plug(slot, Box::new(console), &wiring, "the console")?;
         }
         if let Some(config) = self.config.vsock.clone() {
-            let vsock = Vsock::new(config.cid, &config.socket)?;
-            self.plug(config.slot, Box::new(vsock), &wiring, "the sockets")?;
+            let vsock = match opened.sockets {
+                Some(vsock) => Box::new(vsock) as Box<dyn Backend>,
+                None => self.kernel_sockets(config.cid)?,
+            };
+            self.plug(config.slot, vsock, &wiring, "the sockets")?;
         }
         Ok(())
+    }
+
+    fn kernel_sockets(&self, cid: u32) -> Result<Box<dyn Backend>, MachineError> {
+        let kernel =
+            VhostVsock::open(cid, self.ram.memory()).map_err(MachineError::KernelSockets)?;
+        log::info!("vsock0: the kernel (vhost) carries its data");
+        let features = kernel.features();
+        Ok(Box::new(Handed::new(cid, features, Box::new(kernel))))
     }
 
     fn add_network(

@@ -3,11 +3,9 @@
 mod holder;
 mod ioctl;
 mod tap;
-mod vhost;
 
 pub use holder::Holder;
-pub use tap::{Tap, TapError};
-pub use vhost::{VhostError, VhostNet};
+pub use tap::{Queue, Tap, TapError};
 
 use std::{fmt, io, sync::Arc};
 
@@ -19,6 +17,8 @@ use devices::{
     },
 };
 use vm_memory::GuestMemoryMmap;
+
+use crate::vhost::{VhostError, VhostNet};
 
 /// What the interface is on the host's side.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -62,9 +62,12 @@ fn virtual_devices(config: &Config) -> Vec<String> {
     let console = config.console.iter();
     lines.extend(console.map(|console| format!("  00:{}  is the console hvc0", console.slot)));
     if let Some(VsockConfig { slot, cid, socket }) = &config.vsock {
-        let socket = socket.display();
+        let by = match socket {
+            Some(socket) => socket.display().to_string(),
+            None => "AF_VSOCK (vhost-vsock)".to_owned(),
+        };
         lines.push(format!(
-            "  00:{slot}  has sockets: it is {cid}, reached by {socket}"
+            "  00:{slot}  has sockets: it is {cid}, reached by {by}"
         ));
     }
     lines

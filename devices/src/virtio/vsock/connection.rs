@@ -48,6 +48,8 @@ pub(super) struct Connection {
     /// The host is at its end in both directions.
     pub(super) has_hung_up: bool,
     pub(super) is_at_end: bool,
+    /// The guest has forgotten it. The host gets what was sent.
+    pub(super) is_orphan: bool,
     /// Flags of the shutdowns that each side was told of.
     pub(super) host_stopped: u32,
     pub(super) guest_stopped: u32,
@@ -87,6 +89,7 @@ impl Connection {
             has_asked: false,
             has_hung_up: false,
             is_at_end: false,
+            is_orphan: false,
             host_stopped: 0,
             guest_stopped: 0,
             passed_on: 0,
@@ -114,7 +117,8 @@ impl Connection {
     pub(super) fn note_credit(&mut self, header: &Header) {
         self.guest_room = header.room;
         self.guest_forwarded = header.forwarded;
-        self.has_asked = false;
+        // Only room is an answer: a guest that has none says so at once, as often as it is asked.
+        self.has_asked &= self.credit() == 0;
     }
 
     /// How many bytes the guest has room for. One that says nonsense has none.
@@ -166,6 +170,11 @@ impl Connection {
             false if self.forwarded.wrapping_sub(self.told) >= ROOM / 2 => Flushed::TellRoom,
             false => Flushed::Fine,
         }
+    }
+
+    /// Whether the host has all that the guest sent.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     fn forward(&mut self, count: usize) {
@@ -252,10 +261,3 @@ impl Connection {
 /// A program of the host's that does not say where to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Impolite;
-
-#[cfg(test)]
-impl Connection {
-    pub(super) fn flushed_whole(&self) -> bool {
-        self.waiting.is_empty()
-    }
-}

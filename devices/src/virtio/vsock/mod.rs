@@ -1,13 +1,15 @@
-//! The socket device (virtio 1.2 §5.10), with Unix sockets as the host's side (`listener`).
+//! The socket device (virtio 1.2 §5.10), with Unix sockets as the host's side (`listener`), or left to an `Engine` (`handed`).
 //!
 //! Each connection is one Unix socket (`connection`). Data of the guest's is written to it at once, or kept as far as the guest has been
 //! told that there is room. Data of the host's stays in the kernel until the guest has a buffer and room for it. Left out: sockets that
 //! keep packets apart (SEQPACKET), which Unix sockets' users do not expect, and the event queue, which is for migration.
 
 mod connection;
+mod handed;
 mod listener;
 mod packet;
 
+pub use handed::{F_SEQPACKET, Handed};
 pub use listener::SocketError;
 
 use std::{
@@ -67,6 +69,8 @@ pub struct Vsock {
     /// Connections that may have data for the guest: one packet each in turn.
     line: VecDeque<u64>,
     data: Vec<u8>,
+    /// There may be programs that wait to be accepted.
+    has_backlog: bool,
 }
 
 impl Vsock {
@@ -93,6 +97,7 @@ impl Vsock {
             controls: VecDeque::new(),
             line: VecDeque::new(),
             data: vec![0; MOST_DATA],
+            has_backlog: false,
         })
     }
 
@@ -106,14 +111,21 @@ impl Vsock {
 
     /// Closes the host's side and forgets the connection.
     fn remove(&mut self, id: u64) {
-        if let Some(gone) = self.connections.remove(&id) {
+        if let Some(gone) = self.connections.remove(&id)
+            && !gone.is_orphan
+        {
             self.by_ports.remove(&(gone.host_port, gone.guest_port));
+        }
+        if self.has_backlog {
+            self.accept();
         }
     }
 
     /// Says something of a connection to the guest.
     fn say(&mut self, id: u64, op: u16, flags: u32) {
-        if let Some(connection) = self.connections.get_mut(&id) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !connection.is_orphan
+        {
             let packet = connection.packet(self.cid, op, flags, 0);
             self.controls.push_back(packet);
         }
@@ -129,6 +141,7 @@ impl Vsock {
     fn enqueue(&mut self, id: u64) {
         if let Some(connection) = self.connections.get_mut(&id)
             && connection.state == State::Open
+            && !connection.is_orphan
             && connection.is_readable
             && !connection.is_in_line
         {
@@ -140,6 +153,7 @@ impl Vsock {
     // What comes from the host.
 
     fn accept(&mut self) {
+        self.has_backlog = false;
         loop {
             match self.listener.accept() {
                 Ok(Some(stream)) if self.connections.len() < MOST_CONNECTIONS => {
@@ -154,6 +168,7 @@ impl Vsock {
                 }
                 Ok(None) => return,
                 Err(error) => {
+                    self.has_backlog = true;
                     return log::warn!("vsock0: a program of the host's cannot connect: {error}");
                 }
             }
@@ -285,6 +300,13 @@ impl Vsock {
                     self.reset(id);
                 }
             }
+            // It ended well and got tired of waiting: what it sent is still the host's.
+            (op::RESET, State::Open)
+                if connection.guest_stopped == NEITHER && !connection.is_flushed() =>
+            {
+                connection.is_orphan = true;
+                self.by_ports.remove(&(header.to_port, header.from_port));
+            }
             (op::RESET, _) => self.remove(id),
             (op::SHUTDOWN, _) => {
                 connection.guest_stopped |= header.flags & NEITHER;
@@ -371,6 +393,18 @@ impl Vsock {
     }
 }
 
+/// What a socket device is, and offers.
+fn kind(cid: u64, features: u64) -> Kind {
+    Kind {
+        name: "vsock0".into(),
+        device_type: DEVICE_TYPE,
+        class: CLASS,
+        features,
+        queues: vec![QUEUE_SIZE; 3],
+        config: cid.to_le_bytes().to_vec().into(),
+    }
+}
+
 fn watch(epoll: &Epoll, what: &impl AsRawFd, token: u64) -> io::Result<()> {
     let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     let event = EpollEvent::new(events, token);
@@ -410,22 +444,13 @@ fn fill(buffers: &[Buffer], packet: &[u8], memory: &GuestMemoryMmap) -> Result<A
 
 impl Backend for Vsock {
     fn kind(&self) -> Kind {
-        Kind {
-            name: "vsock0".into(),
-            device_type: DEVICE_TYPE,
-            class: CLASS,
-            features: 0,
-            queues: vec![QUEUE_SIZE; 3],
-            config: self.cid.to_le_bytes().to_vec().into(),
-        }
+        kind(self.cid, 0)
     }
 
-    /// A driver that starts knows nothing of what was before.
     fn agree(&mut self, _features: u64) {
-        self.connections.clear();
-        self.by_ports.clear();
-        self.controls.clear();
-        self.line.clear();
+        if self.has_backlog {
+            self.accept();
+        }
     }
 
     fn serve(
@@ -440,6 +465,14 @@ impl Backend for Vsock {
             // Buffers for events, of which there are none.
             _ => Ok(Answer::NotYet),
         }
+    }
+
+    /// A driver that starts knows nothing of what was before; and without one there is nobody whom the host's programs could talk to.
+    fn settle(&mut self) {
+        self.connections.clear();
+        self.by_ports.clear();
+        self.controls.clear();
+        self.line.clear();
     }
 
     fn source(&self) -> Option<RawFd> {
