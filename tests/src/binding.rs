@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::host::Host;
+use crate::progress::note;
 
 impl Host {
     /// The driver that a PCI function (by its full address) is on.
@@ -38,6 +39,11 @@ impl Host {
              ip link set $nic up && busybox udhcpc -i $nic -nqf -t 8 -T 1 -s /bin/true 2>&1 && break; \
              ip -s link show $nic; dmesg | tail -n 8; ip link set $nic down; done; ip link set $nic down"
         ))?;
+        if output.matches("udhcpc: started").count() > 1 {
+            note(&format!(
+                "{address} got a lease on the host only when asked again"
+            ));
+        }
         Ok(output.contains("lease of"))
     }
 

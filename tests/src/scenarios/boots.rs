@@ -58,7 +58,8 @@ impl<'a> Boots<'a> {
                     note("the emulator lost the timer of one of L1's processors");
                 }
             }
-            _ => self.up = Some(host),
+            // What its kernel says of a timer may have come too late for this one, and is no fault of the next one's.
+            _ => self.up = Some(host).filter(|host| !host.clock().is_lost()),
         }
         result
     }

@@ -100,6 +100,9 @@ fn batches(scenarios: Vec<Scenario>) -> Vec<Batch> {
     batches
 }
 
+/// More than twice what fails by accident at most, in as many scenarios as there are; they take a few minutes.
+const MOST_AGAIN: usize = 16;
+
 impl Course {
     /// Takes batches until there is none left.
     fn work(&self) {
@@ -138,9 +141,18 @@ impl Course {
     }
 
     /// In emulation, on a machine that two of them share, an L1 can be too slow for the drivers in it, or lose an interrupt of its
-    /// timer. What fails for such a reason passes alone; what fails because of Viaduct does not.
+    /// timer. What fails for such a reason passes alone. What fails because of Viaduct does not, or may not: a panic is one too many,
+    /// a long run is there to find what is rare, and where many fail it is no accident.
     fn has_another_chance(&self, error: &Error) -> bool {
-        self.way.everything && !error.is_skip()
+        let text = error.to_string();
+        let is_defect = ["panicked at", "defect of viaduct"]
+            .iter()
+            .any(|sign| text.contains(sign));
+        self.way.everything
+            && self.way.effort == Effort::Usual
+            && !error.is_skip()
+            && !is_defect
+            && locked(&self.again).len() < MOST_AGAIN
     }
 
     fn repeat(&self, number: usize, machine: &Machine, scenario: &Scenario) {
@@ -218,5 +230,14 @@ mod tests {
         assert!(course(true).has_another_chance(&failed));
         assert!(!course(false).has_another_chance(&failed));
         assert!(!course(true).has_another_chance(&Error::Skipped("no card".into())));
+        let panicked = Error::Unexpected("thread 'vcpu0' panicked at vcpu.rs:1".into());
+        assert!(!course(true).has_another_chance(&panicked));
+        let many = course(true);
+        let again = (0..MOST_AGAIN).map(|_| (plain(), scenario("a", plain, 1)));
+        locked(&many.again).extend(again);
+        assert!(!many.has_another_chance(&failed));
+        let mut thorough = course(true);
+        thorough.way.effort = Effort::Thorough;
+        assert!(!thorough.has_another_chance(&failed));
     }
 }

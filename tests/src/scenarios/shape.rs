@@ -48,7 +48,7 @@ fn from_a_file(l1: &Host) -> Result<()> {
     l1.sh("printf 'hush\\n' > /run/shape.key")?;
     l1.sh(&format!("cat > /run/shape.toml <<'END'{FILE}END"))?;
     let mut guest = l1
-        .viaduct("run --config /run/shape.toml --smbios serial=43")
+        .viaduct("run --config /run/shape.toml --smbios serial=43 --rng")
         .script(LOOK)
         .start()?;
     let said = guest.wait_for("== shown")?;
@@ -69,14 +69,15 @@ fn from_a_file(l1: &Host) -> Result<()> {
         "the second level has SSE4.2 and nothing of the third",
     )?;
     let threads = l1.sh(THREADS)?;
-    for (thread, processor) in [("vcpu0", 1), ("vcpu1", 0)] {
-        let wanted = format!("{thread} Cpus_allowed_list: {processor}\n");
+    // A vCPU has started the device's.
+    for (thread, processors) in [("vcpu0", "1"), ("vcpu1", "0"), ("rng0", "0-1")] {
+        let wanted = format!("{thread} Cpus_allowed_list: {processors}\n");
         expect(threads.contains(&wanted), &format!("{wanted}in {threads}"))?;
     }
     guest.type_in("\n")?;
     guest.succeeds()?;
     let written = l1.sh(
-        "viaduct run --kernel /lab/l2/vmlinuz --config /run/shape.toml --dry-run > /run/again.toml; \
+        "viaduct run --kernel /lab/l2/vmlinuz --config /run/shape.toml --dry-run > /run/again.toml || exit; \
          viaduct run --config /run/again.toml --dry-run | cmp - /run/again.toml && echo same",
     )?;
     expect(
