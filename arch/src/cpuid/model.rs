@@ -170,6 +170,9 @@ fn missing(supported: &[Leaf], level: u8) -> Vec<&'static str> {
         .collect()
 }
 
+/// The page of leaf 7 whose EDX has controls of speculation (PSFD, IPRED_CTRL, RRSBA_CTRL, BHI_CTRL, MCDT_NO) and no instructions.
+const PAGE_OF_MITIGATIONS: u32 = 2;
+
 /// Takes away the instructions that are not in `model`.
 pub(super) fn limit(table: &mut Table, model: Model) {
     let Model::Level(level) = model else {
@@ -187,14 +190,19 @@ pub(super) fn limit(table: &mut Table, model: Model) {
     for function in WITHOUT {
         table.remove(function);
     }
-    // No further pages of features.
-    table
-        .0
-        .retain(|leaf| leaf.function != leaf::MORE_FEATURES || leaf.index == 0);
-    if let Some(leaf) = table.get_mut(leaf::MORE_FEATURES, 0) {
-        leaf.eax = 0;
-    }
+    limit_features(table);
     limit_states(table, level);
+}
+
+/// The pages of features: none beyond the first but for what is against side channels.
+fn limit_features(table: &mut Table) {
+    for leaf in table.all(leaf::MORE_FEATURES) {
+        match leaf.index {
+            0 => leaf.eax = leaf.eax.min(PAGE_OF_MITIGATIONS),
+            PAGE_OF_MITIGATIONS => (leaf.eax, leaf.ebx, leaf.ecx) = (0, 0, 0),
+            _ => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
+        }
+    }
 }
 
 /// The instructions up to `level` that a register names.
@@ -261,6 +269,7 @@ mod tests {
             (1, 0),
             (7, 0),
             (7, 1),
+            (7, 2),
             (0xd, 0),
             (0xd, 1),
             (0xd, 2),
@@ -306,9 +315,12 @@ mod tests {
         assert_eq!(features.ecx & (1 << 24 | 1 << 21), 1 << 24 | 1 << 21);
         assert_eq!(features.edx, !0, "the first level");
         let more = table.get(7, 0).unwrap();
-        assert_eq!((more.ebx & 1 << 29, more.eax), (0, 0), "SHA");
+        assert_eq!((more.ebx & 1 << 29, more.eax), (0, 2), "SHA");
         assert_ne!(more.ebx & 1 << 7, 0, "SMEP");
-        assert!(table.get(7, 1).is_none() && table.get(0x1d, 0).is_none());
+        let page = |index| table.get(7, index).map(|l| [l.eax, l.ebx, l.ecx, l.edx]);
+        assert_eq!(page(1), Some([0; 4]));
+        assert_eq!(page(2), Some([0, 0, 0, !0]), "RRSBA_CTRL, BHI_CTRL");
+        assert!(table.get(0x1d, 0).is_none());
         assert_eq!(table.get(0x8000_0008, 0).unwrap().ebx & 1, 0, "CLZERO");
     }
 
