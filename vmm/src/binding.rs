@@ -7,6 +7,7 @@ use vfio::host::{BindOptions, Host, Outcome, Planned, ResolveError, Unbound};
 
 use crate::{
     cli::binding::{BindArgs, RestoreArgs, UnbindArgs},
+    output,
     signals::Signals,
 };
 
@@ -24,7 +25,7 @@ pub fn bind(args: &BindArgs) -> Ended {
     };
     if args.dry_run {
         let steps = host.plan_bind(&devices, &options)?;
-        steps.iter().for_each(|step| println!("{step}"));
+        steps.iter().for_each(output::line);
         return Ok(ExitCode::SUCCESS);
     }
     // A signal in the middle would leave a device between two drivers.
@@ -36,7 +37,10 @@ pub fn bind(args: &BindArgs) -> Ended {
     host.bind(&devices, &options)?;
     for (&device, before) in devices.iter().zip(before) {
         let now = host.driver_of(device);
-        println!("{device}: {}", moved(before.as_deref(), now.as_deref()));
+        output::line(format!(
+            "{device}: {}",
+            moved(before.as_deref(), now.as_deref())
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -54,7 +58,10 @@ pub fn unbind(args: &UnbindArgs) -> Ended {
     for Unbound { device, moved: how } in host.unbind(&devices, driver)? {
         match how {
             Ok((before, now)) => {
-                println!("{device}: {}", moved(before.as_deref(), now.as_deref()));
+                output::line(format!(
+                    "{device}: {}",
+                    moved(before.as_deref(), now.as_deref())
+                ));
             }
             Err(error) => {
                 eprintln!("viaduct: {error}");
@@ -74,9 +81,9 @@ pub fn restore(args: &RestoreArgs) -> Ended {
     let _held = Signals::block()?;
     let restored = host.restore()?;
     if restored.is_empty() {
-        println!("nothing to restore: every driver is where it was");
+        output::line("nothing to restore: every driver is where it was");
     }
-    restored.iter().for_each(|device| println!("{device}"));
+    restored.iter().for_each(output::line);
     let failed = restored
         .iter()
         .any(|device| matches!(device.outcome, Outcome::Failed(_)));
@@ -96,7 +103,7 @@ fn print_plans(plans: &[Planned]) -> ExitCode {
     let mut failed = false;
     for Planned { commands, .. } in plans {
         match commands {
-            Ok(commands) => commands.iter().for_each(|command| println!("{command}")),
+            Ok(commands) => commands.iter().for_each(output::line),
             Err(error) => {
                 eprintln!("viaduct: {error}");
                 failed = true;

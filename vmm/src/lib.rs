@@ -13,6 +13,7 @@ pub mod list;
 pub mod machine;
 pub mod names;
 pub mod net;
+mod output;
 pub mod platform;
 pub mod processors;
 pub mod ram;

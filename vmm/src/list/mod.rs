@@ -7,7 +7,7 @@ mod table;
 mod tests;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     process::ExitCode,
 };
 
@@ -15,7 +15,7 @@ use devices::pci::Bdf;
 use vfio::host::{Facts, Host, Inventory, Known};
 
 use self::table::Table;
-use crate::{binding::Ended, cli::list::ListArgs, names::Names};
+use crate::{binding::Ended, cli::list::ListArgs, names::Names, output};
 
 /// `viaduct list [DEV...]`
 pub fn list(args: &ListArgs) -> Ended {
@@ -125,12 +125,10 @@ fn width() -> Option<usize> {
     size.map(|(terminal_size::Width(columns), _)| columns.into())
 }
 
-/// Prints lines. Who has read enough and closes the pipe is no error.
+/// Prints lines.
 fn print(lines: &[String]) -> Ended {
     let mut text = lines.join("\n");
     text.push('\n');
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    output::print(&text)?;
+    Ok(ExitCode::SUCCESS)
 }

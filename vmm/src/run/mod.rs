@@ -25,6 +25,7 @@ use crate::{
     cli::{VfioArg, run::RunArgs},
     events::Events,
     machine::{Assignment, Blueprint, Config, MachineError, Outcome},
+    output,
     processors::ProcessorsConfig,
     ram::Backing,
     signals::Signals,
@@ -129,7 +130,7 @@ pub fn run(args: &RunArgs) -> Ended {
         }
     }
     if args.dry_run {
-        plan::print(&host, &managed, &config, &args.file);
+        output::print(&plan::text(&host, &managed, &config, &args.file))?;
         return Ok(ExitCode::SUCCESS);
     }
 

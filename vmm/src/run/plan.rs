@@ -8,15 +8,16 @@ use vfio::{
 
 use crate::machine::{Assignment, Config, VsockConfig};
 
-/// Prints it, with `file` behind it.
-pub(super) fn print(host: &Host, managed: &[Bdf], config: &Config, file: &str) {
+/// It, with `file` behind it.
+pub(super) fn text(host: &Host, managed: &[Bdf], config: &Config, file: &str) -> String {
     let steps = host.plan(managed);
     let steps = steps.iter().map(|step| format!("host: {step}"));
-    for text in guest(config).into_iter().chain(steps) {
-        // Whatever is in a name: no line of it is taken for one of the file's.
-        text.lines().for_each(|line| println!("# {line}"));
-    }
-    print!("{file}");
+    let lines = guest(config).into_iter().chain(steps);
+    // Whatever is in a name: no line of it is taken for one of the file's, and no comment has what TOML has in none.
+    let comments: String = lines
+        .map(|line| format!("# {}\n", line.replace(char::is_control, "\u{fffd}")))
+        .collect();
+    comments + file
 }
 
 /// What the guest would be.
@@ -53,8 +54,14 @@ fn virtual_devices(config: &Config) -> Vec<String> {
     }
     for net in &config.networks {
         let (slot, source, mac) = (net.slot, &net.source, Mac(net.mac));
+        let is_there = !matches!(net.source.find(net.queues), Ok(None));
+        let made = if is_there {
+            ""
+        } else {
+            " (made, and gone afterwards)"
+        };
         lines.push(format!(
-            "  00:{slot}  is a network interface on {source}, with the address {mac}"
+            "  00:{slot}  is a network interface on {source}{made}, with the address {mac}"
         ));
     }
     let rng = config.rng.iter();

@@ -163,7 +163,8 @@ fn network(args: &RunArgs, net: &NetArg, slot: Slot) -> NetConfig {
 /// What tells a guest without a name from others, here and on other hosts (machine-id(5)).
 fn nameless(tap: &Source) -> String {
     let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    format!("{host}{tap}")
+    // A descriptor's number says nothing of where it leads.
+    format!("{host}{}", tap.name().unwrap_or_default())
 }
 
 /// A slot none of whose functions is taken. Slot 0 is the host bridge.

@@ -10,7 +10,7 @@ use vfio::host::{
     sriov::{NumberOptions, SriovError},
 };
 
-use crate::{binding::Ended, cli::sriov::SriovArgs, signals::Signals};
+use crate::{binding::Ended, cli::sriov::SriovArgs, output, signals::Signals};
 
 /// `viaduct sriov PF`
 pub fn sriov(args: &SriovArgs) -> Ended {
@@ -61,7 +61,7 @@ fn change(host: &Host, physical: Bdf, args: &SriovArgs) -> Result<(), SriovError
 fn print_plan(host: &Host, physical: Bdf, args: &SriovArgs) -> Result<(), SriovError> {
     if let Some(number) = args.vfs {
         let steps = host.number_plan(physical, number, options(args))?;
-        steps.iter().for_each(|step| println!("{step}"));
+        steps.iter().for_each(output::line);
     }
     if let Some(index) = args.vf {
         for setting in args.settings.all() {

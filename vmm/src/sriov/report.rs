@@ -8,12 +8,14 @@ use vfio::host::{
     sriov::{PhysicalFunction, Rate, VirtualFunction, Vlan},
 };
 
+use crate::output;
+
 /// Prints it.
 pub(super) fn print(physical: &PhysicalFunction, json: bool) {
     if json {
-        println!("{:#}", as_json(physical));
+        output::line(format!("{:#}", as_json(physical)));
     } else {
-        print!("{}", as_text(physical));
+        output::line(as_text(physical).trim_end());
     }
 }
 

@@ -9,7 +9,12 @@ mod settings;
 mod tests;
 mod text;
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use clap::{ArgMatches, Command, parser::ValueSource};
 
@@ -27,7 +32,7 @@ pub(super) fn arguments(
     run: &Command,
     typed: &ArgMatches,
 ) -> Result<Vec<OsString>, ConfigFileError> {
-    let file = fs::read_to_string(path).map_err(|source| ConfigFileError::Read {
+    let file = read(path).map_err(|source| ConfigFileError::Read {
         path: path.to_owned(),
         source,
     })?;
@@ -43,6 +48,22 @@ pub(super) fn arguments(
         }
     }
     Ok(arguments)
+}
+
+/// A file of its kind and size, so that nothing else is waited for or taken into memory.
+fn read(path: &Path) -> io::Result<String> {
+    /// Some ten thousand options.
+    const MOST: u64 = 1 << 20;
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    file.take(MOST + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MOST {
+        true => Err(io::Error::other("it has more than a MiB")),
+        false => Ok(text),
+    }
 }
 
 fn is_typed(matches: &ArgMatches, id: &str) -> bool {

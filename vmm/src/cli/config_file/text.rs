@@ -10,7 +10,7 @@ use crate::cli::is_switch;
 
 /// The file that stands for what `matches` has of `run`'s options, typed or from a file. What is left to its default is left out.
 ///
-/// TOML is UTF-8: what is not in a path is replaced, and such a path has to be typed.
+/// TOML is UTF-8: an option with a path that is not has to be typed, and is left to a comment.
 pub(in crate::cli) fn text(run: &Command, matches: &ArgMatches) -> String {
     let mut file = String::new();
     for arg in run.get_arguments() {
@@ -18,6 +18,11 @@ pub(in crate::cli) fn text(run: &Command, matches: &ArgMatches) -> String {
             continue;
         };
         if TYPED_ONLY.contains(&key) || !is_typed(matches, id) {
+            continue;
+        }
+        let mut texts = matches.get_raw(id).into_iter().flatten();
+        if !is_switch(arg) && texts.any(|text| text.to_str().is_none()) {
+            let _ = writeln!(file, "# --{key} has to be typed: it is not UTF-8");
             continue;
         }
         let value = value(arg, matches, id);
