@@ -124,6 +124,9 @@ impl StartTimes {
 pub struct DeviceReport {
     /// Its address in the guest.
     pub slot: String,
+    /// What the person calls it, if they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// What it counted.
     #[serde(flatten)]
     pub stats: FunctionStats,

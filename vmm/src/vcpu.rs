@@ -27,8 +27,8 @@ pub enum Stop {
     Asked,
     /// The guest did something that concerns the whole machine.
     Guest(Action),
-    /// The guest triple-faulted.
-    TripleFault,
+    /// The guest triple-faulted; where, as far as KVM says.
+    TripleFault(Option<u64>),
     /// KVM gave up on the guest; the text says how.
     Failed(String),
 }
@@ -164,7 +164,7 @@ impl Vcpu {
     /// Runs the guest until something stops it.
     fn run(&mut self, shared: &Shared) -> Stop {
         if let Some(processor) = self.processor
-            && let Err(error) = affinity::pin(processor)
+            && let Err(error) = affinity::run_on(&[processor])
         {
             return Stop::Failed(format!(
                 "it cannot run on processor {processor}: {error}\n  see which are there:  lscpu --extended"
@@ -251,7 +251,10 @@ impl Vcpu {
                 exits.count(ExitKind::MmioWrite);
                 shared.memory.write(address, data).unwrap_or(Action::None)
             }
-            Ok(VcpuExit::Shutdown) => return Step::Stop(Stop::TripleFault),
+            Ok(VcpuExit::Shutdown) => {
+                let at = self.fd.get_regs().ok().map(|registers| registers.rip);
+                return Step::Stop(Stop::TripleFault(at));
+            }
             Ok(VcpuExit::Intr) => return Step::Kicked,
             Err(errno) if errno.errno() == libc::EINTR => return Step::Kicked,
             Err(errno) if errno.errno() == libc::EAGAIN => Action::None,

@@ -36,7 +36,7 @@ pub enum CpusArgError {
     #[error(transparent)]
     Topology(#[from] TopologyError),
     /// Not a list of processors.
-    #[error("'{0}' is not a list of processors: write them like pin=2-5, or pin=0,2,4")]
+    #[error("'{0}' is not a list of processors: write each once, like pin=2-5, or pin=0,2,4")]
     List(String),
     /// Fewer or more processors than CPUs.
     #[error(

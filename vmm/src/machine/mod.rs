@@ -176,7 +176,10 @@ impl Machine {
                     Stop::Guest(Action::PowerOff) => Ended::Outcome(Outcome::Shutdown),
                     Stop::Guest(Action::Reset) => Ended::Reset,
                     Stop::Guest(Action::Panicked) => died("it panicked".to_owned()),
-                    Stop::TripleFault => died(format!("CPU {vcpu} triple-faulted")),
+                    Stop::TripleFault(at) => {
+                        let at = at.map(|at| format!(" at {at:#x}")).unwrap_or_default();
+                        died(format!("CPU {vcpu} triple-faulted{at}"))
+                    }
                     Stop::Failed(how) => failed(format!("CPU {vcpu}: {how}")),
                 },
             });
@@ -218,8 +221,10 @@ impl Machine {
         let Some(path) = &self.config.stats else {
             return;
         };
-        let devices = self.assigned.iter().map(|(slot, function)| DeviceReport {
+        let devices = self.assigned.iter().zip(&self.config.assigned);
+        let devices = devices.map(|((slot, function), config)| DeviceReport {
             slot: slot.to_string(),
+            id: config.id.clone(),
             stats: function.stats(),
             refused_dma: self.refusals.of(function.name().function()),
         });
