@@ -19,11 +19,13 @@ pub(crate) fn allowed() -> io::Result<Vec<usize>> {
     }
 }
 
-/// Has this thread run on one processor only.
-pub(crate) fn pin(processor: usize) -> io::Result<()> {
+/// Has this thread run on these processors only.
+pub(crate) fn run_on(processors: &[usize]) -> io::Result<()> {
     let mut set: Set = [0; MOST / WORD_BITS];
-    let word = set.get_mut(processor / WORD_BITS);
-    *word.ok_or(io::ErrorKind::InvalidInput)? |= 1 << (processor % WORD_BITS);
+    for processor in processors {
+        let word = set.get_mut(processor / WORD_BITS);
+        *word.ok_or(io::ErrorKind::InvalidInput)? |= 1 << (processor % WORD_BITS);
+    }
     // SAFETY: the kernel reads at most the length that it is told, which is the array's.
     match unsafe { libc::sched_setaffinity(0, size_of_val(&set), set.as_ptr().cast()) } {
         0 => Ok(()),
@@ -45,10 +47,10 @@ mod tests {
     fn a_pinned_thread_may_run_on_its_processor_only() {
         let last = *allowed().unwrap().last().unwrap();
         let pinned = thread::spawn(move || {
-            pin(last).unwrap();
+            run_on(&[last]).unwrap();
             allowed().unwrap()
         });
         assert_eq!(pinned.join().unwrap(), [last]);
-        assert!(pin(MOST).is_err());
+        assert!(run_on(&[MOST]).is_err());
     }
 }

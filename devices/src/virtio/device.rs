@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::{
     Backend, Engine, Kind, Ring,
     common::{Common, Effect},
+    function::AtStart,
     interrupts::{Cause, Interrupts},
     queue::QueueRegisters,
     registers::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1},
@@ -35,6 +36,7 @@ pub(super) struct Device {
     /// Whoever serves queues in place of the worker. Gone before the memory that it knows addresses of.
     engine: Option<Box<dyn Engine>>,
     ram: Arc<dyn GuestRam>,
+    at_start: AtStart,
 }
 
 impl Device {
@@ -43,6 +45,7 @@ impl Device {
         mut backend: Box<dyn Backend>,
         msi: &dyn MsiSource,
         ram: Arc<dyn GuestRam>,
+        at_start: AtStart,
     ) -> io::Result<Self> {
         let engine = backend.engine();
         let kind = backend.kind();
@@ -61,6 +64,7 @@ impl Device {
             worker: None,
             engine,
             ram,
+            at_start,
         })
     }
 
@@ -148,6 +152,7 @@ impl Device {
             queues,
             ram: self.ram.clone(),
             interrupts: self.interrupts.clone(),
+            at_start: self.at_start.clone(),
         });
         match started {
             Ok(worker) => self.worker = Some(worker),

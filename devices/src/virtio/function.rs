@@ -49,7 +49,12 @@ pub struct Wiring<'a> {
     pub doorbells: Arc<dyn Doorbells>,
     /// What it reads and writes.
     pub ram: Arc<dyn GuestRam>,
+    /// What its thread does first. A vCPU starts it, and it begins with what is set for that.
+    pub at_start: AtStart,
 }
+
+/// What a thread does first.
+pub type AtStart = Arc<dyn Fn() + Send + Sync>;
 
 /// A virtio device on the guest's bus. Dropping it stops it.
 pub struct VirtioFunction {
@@ -73,7 +78,12 @@ struct State {
 impl VirtioFunction {
     /// Puts `backend` behind a PCI function.
     pub fn new(backend: Box<dyn Backend>, wiring: &Wiring<'_>) -> io::Result<Arc<Self>> {
-        let device = Device::new(backend, wiring.msi, wiring.ram.clone())?;
+        let device = Device::new(
+            backend,
+            wiring.msi,
+            wiring.ram.clone(),
+            wiring.at_start.clone(),
+        )?;
         let mut config = ConfigSpace::new(&identity(&device));
         let (msix_at, window_at) = add_capabilities(&mut config, &device)?;
         let bars = Bars::new(&[window::SPEC]).map_err(io::Error::other)?;

@@ -29,7 +29,7 @@ mod worker;
 pub use chain::{Buffer, Chain, Garbage};
 pub use config::Config;
 pub use engine::{Engine, Ring};
-pub use function::{VirtioFunction, Wiring};
+pub use function::{AtStart, VirtioFunction, Wiring};
 pub use rng::Rng;
 
 use std::os::fd::RawFd;

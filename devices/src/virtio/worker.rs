@@ -23,6 +23,7 @@ use vmm_sys_util::{
 use super::{
     Answer, Backend, Finished,
     chain::{Chain, Garbage},
+    function::AtStart,
     interrupts::{Cause, Interrupts},
 };
 use crate::mapping::GuestRam;
@@ -45,6 +46,7 @@ pub(super) struct Work {
     pub(super) queues: Vec<Served>,
     pub(super) ram: Arc<dyn GuestRam>,
     pub(super) interrupts: Arc<Interrupts>,
+    pub(super) at_start: AtStart,
 }
 
 /// The thread, until this is dropped.
@@ -111,6 +113,7 @@ impl Drop for Worker {
 }
 
 fn run(mut work: Work, epoll: &Epoll, stop: &Stop) {
+    (work.at_start)();
     let backend = work.backend.clone();
     let mut backend = backend.lock().unwrap_or_else(PoisonError::into_inner);
     serve_until(&mut work, &mut **backend, epoll, stop);

@@ -6,7 +6,7 @@ use devices::{
     pci::{Slot, space::PciSpace},
     rtl8139,
     virtio::{
-        Backend, Rng, VirtioFunction, Wiring,
+        AtStart, Backend, Rng, VirtioFunction, Wiring,
         blk::{Blk, Disk},
         console::Console,
         vsock::{Handed, Vsock},
@@ -15,10 +15,11 @@ use devices::{
 
 use super::{Config, Machine, MachineError, NetConfig, VsockConfig};
 use crate::{
+    affinity,
     kvm::{doorbell::MemoryDoorbells, intx::SlotPins, msi::MsiController},
-    net::{self, Model, NetError, Source, Tap},
+    net::{self, Model, NetError, Source, Tap, Vhost},
     uring::Uring,
-    vhost::VhostVsock,
+    vhost::{VhostNet, VhostVsock},
 };
 
 /// What of the host's they are made of.
@@ -30,13 +31,19 @@ pub(super) struct Opened {
     pub(super) sockets: Option<Vsock>,
 }
 
-/// Opens the taps that there are. Descriptors first, so that no file of ours has the number of one.
+/// Opens the taps that there are, and looks whether the others can be made. Descriptors first, so that no file of ours has the number of one.
 pub(super) fn find_taps(config: &Config) -> Result<Vec<Option<Tap>>, NetError> {
     let mut taps: Vec<Option<Tap>> = config.networks.iter().map(|_| None).collect();
     for descriptors in [true, false] {
         for (net, tap) in config.networks.iter().zip(&mut taps) {
             if matches!(net.source, Source::Descriptor(_)) == descriptors {
                 *tap = net.source.find(net.queues)?;
+                if tap.is_none() {
+                    net.source.check_make()?;
+                }
+                if net.vhost == Vhost::On {
+                    VhostNet::check()?;
+                }
             }
         }
     }
@@ -70,6 +77,7 @@ impl Machine {
             msi,
             doorbells: Arc::new(MemoryDoorbells(self.vm.fd.clone())),
             ram: self.ram.shared(),
+            at_start: unpin(&self.config)?,
         };
         let slots: Vec<Slot> = self.config.disks.iter().map(|disk| disk.slot).collect();
         for (number, (disk, slot)) in opened.disks.into_iter().zip(slots).enumerate() {
@@ -152,6 +160,19 @@ impl Machine {
         self.virtual_devices.push((slot, function));
         Ok(())
     }
+}
+
+/// Threads of devices run where this one may, not where the vCPU does that starts them.
+fn unpin(config: &Config) -> Result<AtStart, MachineError> {
+    if config.processors.pin.is_empty() {
+        return Ok(Arc::new(|| {}));
+    }
+    let allowed = affinity::allowed().map_err(failed("a thread of a device"))?;
+    Ok(Arc::new(move || {
+        if let Err(error) = affinity::run_on(&allowed) {
+            log::warn!("a thread of a device stays with the vCPU that started it: {error}");
+        }
+    }))
 }
 
 fn failed(device: &'static str) -> impl Fn(io::Error) -> MachineError {

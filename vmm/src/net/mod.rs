@@ -47,6 +47,22 @@ impl Source {
         }
     }
 
+    /// Whether it can be made where it is not there: nothing is, so far.
+    pub fn check_make(&self) -> Result<(), TapError> {
+        match self {
+            Self::Name(name) => Tap::check_make(name),
+            Self::Descriptor(_) => Ok(()),
+        }
+    }
+
+    /// What the host calls it.
+    pub fn name(&self) -> Option<String> {
+        match self {
+            Self::Name(name) => Some(name.clone()),
+            Self::Descriptor(fd) => Tap::name_of(*fd),
+        }
+    }
+
     /// Opens it where it was not there.
     pub fn make(&self, queues: usize) -> Result<Tap, TapError> {
         match self {

@@ -121,6 +121,24 @@ impl Tap {
         Self::open(name, queues, has_many).map(Some)
     }
 
+    /// Whether this process may make one, which takes CAP_NET_ADMIN (tun_set_iff in drivers/net/tun.c).
+    pub fn check_make(name: &str) -> Result<(), TapError> {
+        tun()?;
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        match may_administer(&status) {
+            true => Ok(()),
+            false => {
+                let error = io::Error::from_raw_os_error(libc::EPERM);
+                Err(TapError::NotPermitted(name.to_owned(), error))
+            }
+        }
+    }
+
+    /// What the host calls the one that a descriptor is a queue of.
+    pub fn name_of(fd: RawFd) -> Option<String> {
+        Some(ioctl::interface(fd).ok()?.name)
+    }
+
     /// Makes a tap that is gone when it is dropped, and switches it on.
     pub fn make(name: &str, queues: usize) -> Result<Self, TapError> {
         let tap = Self::open(name, queues, queues > 1)?;
@@ -142,12 +160,7 @@ impl Tap {
             flags: TAP | NO_PI | VNET_HDR | many,
         };
         let open = || {
-            let mut options = OpenOptions::new();
-            options
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK);
-            let file = options.open(DEVICE).map_err(device_error)?;
+            let file = tun()?;
             let set_up = |error: io::Error| match error.raw_os_error() {
                 Some(libc::EBUSY) => busy(name),
                 Some(libc::EPERM) => TapError::NotPermitted(name.to_owned(), error),
@@ -298,6 +311,24 @@ fn number(text: &str) -> Option<u32> {
     u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
+/// The kernel's device for all taps.
+fn tun() -> Result<File, TapError> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK);
+    options.open(DEVICE).map_err(device_error)
+}
+
+/// Whether proc_pid_status(5) has CAP_NET_ADMIN, which is 12 in linux/capability.h. Where it says nothing the kernel will.
+fn may_administer(status: &str) -> bool {
+    let mut lines = status.lines();
+    let set = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let set = set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    set.is_none_or(|set| set >> 12 & 1 != 0)
+}
+
 fn device_error(source: io::Error) -> TapError {
     let advice = match source.raw_os_error() {
         Some(libc::EACCES | libc::EPERM) => "let users have it:  chmod 666 /dev/net/tun",
@@ -309,6 +340,15 @@ fn device_error(source: io::Error) -> TapError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_make_one_is_in_the_effective_capabilities() {
+        assert!(may_administer("CapInh:\t0\nCapEff:\t0000000000001000\n"));
+        assert!(!may_administer(
+            "CapPrm:\t1000\nCapEff:\t0000000000000fff\n"
+        ));
+        assert!(may_administer(""));
+    }
 
     #[test]
     fn what_is_no_tap_is_told_apart_from_what_is_not_there() {

@@ -36,6 +36,12 @@ struct Pair {
 }
 
 impl VhostNet {
+    /// Whether the kernel would.
+    pub fn check() -> Result<(), VhostError> {
+        KIND.opened(Kernel::new(Arc::<GuestMemoryMmap>::default()))
+            .map(drop)
+    }
+
     /// For the queues of one tap, and the guest's RAM.
     pub fn open(queues: &[Arc<Queue>], memory: &GuestMemoryMmap) -> Result<Self, VhostError> {
         let memory = Arc::new(memory.clone());

@@ -91,6 +91,7 @@ fn table() -> Table {
         msi: &msi,
         doorbells: Arc::new(doorbells.clone()),
         ram: ram.clone(),
+        at_start: Arc::new(|| {}),
     };
     let function = VirtioFunction::new(Box::new(Echo(told)), &wiring).unwrap();
     function.assign_bar(0, AT);

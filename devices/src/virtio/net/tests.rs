@@ -258,7 +258,7 @@ fn an_engine_gets_the_packets_queues_and_the_thread_keeps_the_commands() {
     let wires = cables.iter().map(|cable| cable.clone() as Arc<dyn Wire>);
     let engine = Box::new(FakeEngine(Arc::clone(&asked)));
     let net = Net::new(&IDENTITY, wires.collect(), Some(engine)).unwrap();
-    let mut device = Device::new(Box::new(net), &msi, ram.clone()).unwrap();
+    let mut device = Device::new(Box::new(net), &msi, ram.clone(), Arc::new(|| {})).unwrap();
     let mut drivers = [0x1000, 0x2000, 0x3000].map(|base| Driver::new(ram.clone(), base));
 
     let features = (F_VERSION_1 >> 32, F_CTRL_VQ | F_MQ);

@@ -104,6 +104,7 @@ fn table() -> Table {
         queues: queues.collect(),
         ram,
         interrupts: Arc::new(interrupts),
+        at_start: Arc::new(|| {}),
     };
     Table {
         host,
