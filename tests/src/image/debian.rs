@@ -28,6 +28,7 @@ pub(super) struct Installation {
     mirror: String,
     count: usize,
     command: Command,
+    has_backports: bool,
 }
 
 impl Installation {
@@ -42,6 +43,7 @@ impl Installation {
             mirror: mirror::find()?,
             count: names.len(),
             command,
+            has_backports: false,
         })
     }
 
@@ -49,6 +51,17 @@ impl Installation {
     pub(super) fn shown(&self) -> String {
         let (count, mirror) = (self.count, &self.mirror);
         format!("Debian {SUITE} and {count} packages from {mirror}")
+    }
+
+    /// Takes these packages, as apt_preferences(5) names them, from the release's backports.
+    pub(super) fn backport(&mut self, packages: &str) {
+        let pin = format!(
+            "Package: {packages}\\nPin: release n={SUITE}-backports\\nPin-Priority: 990\\n"
+        );
+        let path = "\"$1\"/etc/apt/preferences.d";
+        let hook = format!("mkdir -p {path}; printf '{pin}' > {path}/backports");
+        self.command.arg(format!("--setup-hook={hook}"));
+        self.has_backports = true;
     }
 
     /// The command, for further options and for variables that hooks read.
@@ -64,6 +77,10 @@ impl Installation {
         mut hear: impl FnMut(&str),
     ) -> Result<()> {
         self.command.arg(SUITE).arg(target).arg(&self.mirror);
+        if self.has_backports {
+            let line = format!("deb {} {SUITE}-backports main", self.mirror);
+            self.command.arg(line);
+        }
         let shown = format!("{:?}", self.command);
         let doing = || "starting mmdebstrap".to_owned();
         self.command.stdin(Stdio::null()).stdout(Stdio::null());

@@ -12,6 +12,8 @@ use crate::error::Result;
 use crate::progress::{note, step};
 
 const PACKAGES: &str = include_str!("../../../resources/lab/packages");
+/// Those of them, and of what they need, that the release itself has too old.
+const BACKPORTED: &str = "qemu-* seabios ipxe-qemu";
 /// What every L1 loads, decompressed: xz is slow in emulation.
 const UNPACK_MODULES: &str = "--customize-hook=chroot \"$1\" sh -ec 'cd /usr/lib/modules/*/kernel; \
      find arch/x86/kvm virt drivers/vfio drivers/crypto/ccp drivers/net/ethernet/intel/igb* \
@@ -43,7 +45,7 @@ impl Tree {
     pub(super) fn ready(cache: &Path) -> Result<Self> {
         let key = debian::OPTIONS
             .iter()
-            .chain([&UNPACK_MODULES])
+            .chain([&UNPACK_MODULES, &BACKPORTED])
             .chain(&DISK_OPTIONS)
             .fold(Key::new(), |key, option| key.with(option));
         let key = lines(PACKAGES).fold(key.with(debian::SUITE).with(DISK_SIZE), |key, name| {
@@ -100,6 +102,7 @@ fn program(root: &Path, path: &str, name: &str) -> Command {
 fn make(dir: &Path, mut debian: Installation) -> Result<()> {
     let root = dir.join("root");
     debian.command().arg(UNPACK_MODULES);
+    debian.backport(BACKPORTED);
     debian.make(&root, &dir.join("mmdebstrap.log"), |_| ())?;
     note("making the root disk");
     let mut disk = program(&root, "/usr/sbin/mke2fs", "mke2fs");
