@@ -71,19 +71,6 @@ pub(crate) fn window_size() -> Option<(u16, u16)> {
     (answer == 0 && size.ws_row > 0).then_some((size.ws_row, size.ws_col))
 }
 
-/// Has this thread run on one processor only.
-pub(crate) fn pin(cpu: usize) -> io::Result<()> {
-    // SAFETY: zeroes are a set without processors.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: it sets a bit of the set, or none where the number is beyond it.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: the pointer is to a set of that size, which lives through the call.
-    match unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Whether the lab runs as root.
 pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid(2) has no arguments and cannot fail.

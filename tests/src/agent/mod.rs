@@ -3,7 +3,6 @@
 
 mod client;
 mod server;
-mod wake;
 mod wire;
 
 pub(crate) use client::{Agent, Event, Job, Output};

@@ -12,7 +12,6 @@ use std::thread;
 use std::time::Duration;
 
 use super::PORT;
-use super::wake;
 use super::wire::{Frame, Kind, Request, TIMED_OUT};
 use crate::sys;
 
@@ -33,7 +32,6 @@ pub(crate) fn serve() -> io::Result<()> {
     let path = port()?;
     let mut from_lab = OpenOptions::new().read(true).write(true).open(path)?;
     let line = Arc::new(Mutex::new(from_lab.try_clone()?));
-    wake::each_other()?;
     send(&line, Kind::Hello, 0, Vec::new());
     let jobs = Jobs::default();
     loop {
