@@ -110,6 +110,8 @@ enum Benchmark {
     Bind,
     /// A virtio disk: requests a second, bandwidth, exits for a request.
     Disk,
+    /// A virtio interface over a tap, by vhost and by a thread: bandwidth, round trips, exits for each.
+    Net,
     /// Each card of the scenarios: works, interrupts, exits for an operation, and what it adds to the start.
     Cards,
 }
@@ -198,6 +200,7 @@ fn obey(command: Order) -> Result<i32> {
             }
             Benchmark::Bind => bench::bind::run(&boot(&Machine::example(), "bench")?),
             Benchmark::Disk => bench::disk::run(&boot(&Machine::example(), "bench")?),
+            Benchmark::Net => bench::net::run(&boot(&Machine::example(), "bench")?),
             Benchmark::Cards => bench::cards::run(&boot(&scenarios::cards::machine(), "bench")?),
         },
         Order::Agent => Ok(0),

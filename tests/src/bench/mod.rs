@@ -1,8 +1,10 @@
 //! `cargo lab bench`: Viaduct beside QEMU's microvm in one L1, with the same kernel, initial file system, memory and devices.
 
+mod beside;
 pub(crate) mod bind;
 pub(crate) mod cards;
 pub(crate) mod disk;
+pub(crate) mod net;
 pub(crate) mod start;
 
 /// A ratio of counts, of which only the first few digits mean anything.
