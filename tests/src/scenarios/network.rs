@@ -19,7 +19,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Three taps, the second with several queues, each with an address of L1's and somebody who hands out others.
-const TAPS: &str = "modprobe -a tun vhost_net && chmod 666 /dev/net/tun || exit; \
+pub(super) const TAPS: &str = "modprobe -a tun vhost_net && chmod 666 /dev/net/tun || exit; \
     add() { [ -e /sys/class/net/tap$1 ] && return; ip tuntap add tap$1 mode tap user root $2 && ip addr add 10.9.$1.1/24 dev tap$1 && \
     ip link set tap$1 up || exit; touch /run/leases$1; \
     printf 'start 10.9.%s.20\\nend 10.9.%s.99\\ninterface tap%s\\nlease_file /run/leases%s\\npidfile /run/udhcpd%s\\n' \
