@@ -195,6 +195,10 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
+/// No guest of a usual run has so much to do, in emulation on a busy machine, before it says another word. One that the emulator has lost
+/// an interrupt of never does.
+const SILENCE: Duration = Duration::from_secs(120);
+
 /// A guest that has been started. Killed when it is dropped before its end.
 #[derive(Debug)]
 pub(crate) struct Guest<'a> {
@@ -276,9 +280,10 @@ impl Guest<'_> {
         self.wait_for_end()
     }
 
-    /// Takes one event; false when `end` came first.
+    /// Takes one event; false when `end` came first, or nothing for so long that nothing will.
     fn turn(&mut self, end: Instant) -> Result<bool> {
-        match self.job.next(end)? {
+        let patience = self.plan.host.amount(SILENCE, self.plan.limit);
+        match self.job.next(end.min(Instant::now() + patience))? {
             None => return Ok(false),
             Some(Event::Exit(code)) => {
                 self.plan

@@ -12,6 +12,7 @@ use crate::cards::{HostKernel, Machine};
 use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::progress::note;
 use crate::report::Tally;
 
 /// The scenarios that want one machine.
@@ -155,13 +156,21 @@ impl Course {
             && locked(&self.again).len() < MOST_AGAIN
     }
 
+    /// Alone, and once more where the same accident happens alone: it does to some in a hundred.
     fn repeat(&self, number: usize, machine: &Machine, scenario: &Scenario) {
-        let dir = self.dir.join(format!("again-{number}"));
         let start = Instant::now();
-        let result = self
-            .way
-            .image(machine.kernel)
-            .and_then(|image| Boots::new(&image, machine, &dir, self.way.effort).run(scenario));
+        let run = |try_number: usize| {
+            let dir = self.dir.join(format!("again-{number}-{try_number}"));
+            let image = self.way.image(machine.kernel)?;
+            Boots::new(&image, machine, &dir, self.way.effort).run(scenario)
+        };
+        let result = match run(0) {
+            Err(error) if !error.is_skip() => {
+                note(&format!("{} failed alone as well: {error}", scenario.name));
+                run(1)
+            }
+            result => result,
+        };
         locked(&self.tally).count(scenario.name, start.elapsed(), &result);
     }
 }
