@@ -108,6 +108,8 @@ enum Benchmark {
     Start,
     /// Binding devices and putting them back, beside the same writes by hand.
     Bind,
+    /// The start of a Debian on a virtio disk, until it asks who is there.
+    Login,
     /// A virtio disk: requests a second, bandwidth, exits for a request.
     Disk,
     /// A virtio interface over a tap, by vhost and by a thread: bandwidth, round trips, exits for each.
@@ -199,6 +201,7 @@ fn obey(command: Order) -> Result<i32> {
                 bench::start::run(&boot(&Machine::with_cards(Cards::sriov()), "bench")?)
             }
             Benchmark::Bind => bench::bind::run(&boot(&Machine::example(), "bench")?),
+            Benchmark::Login => bench::login::run(&boot(&Machine::example(), "bench")?),
             Benchmark::Disk => bench::disk::run(&boot(&Machine::example(), "bench")?),
             Benchmark::Net => bench::net::run(&boot(&Machine::example(), "bench")?),
             Benchmark::Cards => bench::cards::run(&boot(&scenarios::cards::machine(), "bench")?),

@@ -4,6 +4,7 @@ mod beside;
 pub(crate) mod bind;
 pub(crate) mod cards;
 pub(crate) mod disk;
+pub(crate) mod login;
 pub(crate) mod net;
 pub(crate) mod start;
 

@@ -41,7 +41,7 @@ pub(crate) fn run(host: &Host) -> Result<i32> {
             starts.push(step(&what, || once(host, plan))?);
         }
     }
-    print_table(&ours, &theirs);
+    print_table("init", &ours, &theirs);
     let binary = paths::target().join("release/viaduct");
     let size = fs::metadata(&binary).doing(|| format!("looking at {}", binary.display()))?;
     println!("\nsize of the binary: {} KiB", size.len() / 1024);
@@ -50,9 +50,14 @@ pub(crate) fn run(host: &Host) -> Result<i32> {
 
 /// Starts a guest until its init says that it is there.
 pub(super) fn once(host: &Host, plan: Plan<'_>) -> Result<Start> {
-    let command = plan.script(IDLE).command()?;
+    until(host, &plan.script(IDLE), "LAB-L2 init")
+}
+
+/// Starts a guest until a line of its console has `text`.
+pub(super) fn until(host: &Host, plan: &Plan<'_>, text: &str) -> Result<Start> {
+    let command = plan.command()?;
     let quoted = command.replace('\'', "'\\''");
-    let script = format!("set -- '{quoted}'\n{MEASURE}");
+    let script = format!("set -- '{quoted}' '{text}'\n{MEASURE}");
     let output = host.output(&script, Duration::from_secs(120))?;
     let numbers = output.stdout.split_whitespace().map(str::parse);
     match numbers
@@ -79,7 +84,7 @@ pub(super) fn median(starts: &[Start], of: impl Fn(&Start) -> u64) -> u64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-fn print_table(ours: &[Start], theirs: &[Start]) {
+pub(super) fn print_table(what: &str, ours: &[Start], theirs: &[Start]) {
     println!(
         "\n{:38}{:>10}{:>10}{:>8}",
         "", "viaduct", "microvm", "ratio"
@@ -91,7 +96,7 @@ fn print_table(ours: &[Start], theirs: &[Start]) {
             ratio(ours, theirs)
         );
     };
-    row("exec to the guest's init, ms", |start| start.ms);
+    row(&format!("exec to the guest's {what}, ms"), |start| start.ms);
     row("exits by I/O and MMIO until then", |start| start.exits);
     row("resident outside guest RAM, KiB", |start| start.outside_kib);
 }
