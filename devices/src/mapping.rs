@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// A range of this process's memory that stays mapped for as long as the value lives.
 ///
@@ -48,4 +48,11 @@ pub trait Memslots: Send + Sync {
 pub trait GuestRam: Send + Sync {
     /// All of it, by guest-physical address. It can change under any reader: what matters is read once.
     fn memory(&self) -> &GuestMemoryMmap;
+}
+
+/// RAM whose pages can go back to the host.
+pub trait Discard: Send + Sync {
+    /// Gives the host back the whole pages within this range of the guest's memory. They read as zeroes afterwards, and the guest may
+    /// use them again at any time. What is not wholly RAM stays as it is, and is an error.
+    fn discard(&self, at: GuestAddress, len: u64) -> io::Result<()>;
 }

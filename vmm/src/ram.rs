@@ -15,7 +15,7 @@ pub use self::populate::Populating;
 use std::{io, sync::Arc};
 
 use arch::ram::RamRange;
-use devices::mapping::{GuestRam, HostMapping};
+use devices::mapping::{Discard, GuestRam, HostMapping};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use self::range::Range;
@@ -156,10 +156,19 @@ impl Ram {
 
     /// The same for a device that reads and writes it, and which may outlive the `Ram`.
     pub fn shared(&self) -> Arc<dyn GuestRam> {
-        Arc::new(SharedRam {
+        Arc::new(self.share())
+    }
+
+    /// The same for one that gives pages of it back.
+    pub fn discard(&self) -> Arc<dyn Discard> {
+        Arc::new(self.share())
+    }
+
+    fn share(&self) -> SharedRam {
+        SharedRam {
             memory: self.memory.clone(),
-            _ranges: self.ranges.iter().map(|(_, range)| range.clone()).collect(),
-        })
+            ranges: self.ranges.clone(),
+        }
     }
 
     /// Each range: where it is in the guest, and what backs it.
@@ -178,12 +187,25 @@ impl Ram {
 /// The guest's view of RAM, with what it is a view of.
 struct SharedRam {
     memory: GuestMemoryMmap,
-    _ranges: Vec<Arc<Range>>,
+    ranges: Vec<(u64, Arc<Range>)>,
 }
 
 impl GuestRam for SharedRam {
     fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+}
+
+impl Discard for SharedRam {
+    fn discard(&self, at: GuestAddress, len: u64) -> io::Result<()> {
+        let none = || io::Error::from(io::ErrorKind::InvalidInput);
+        let within = |(guest, range): &&(u64, Arc<Range>)| {
+            let offset = at.0.checked_sub(*guest);
+            offset.is_some_and(|offset| offset < range.len as u64)
+        };
+        let (guest, range) = self.ranges.iter().find(within).ok_or_else(none)?;
+        let offset = usize::try_from(at.0 - guest).map_err(io::Error::other)?;
+        range.discard(offset, usize::try_from(len).map_err(io::Error::other)?)
     }
 }
 

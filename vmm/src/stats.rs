@@ -155,6 +155,8 @@ struct Report {
     vcpus: Vec<Exits>,
     devices: Vec<DeviceReport>,
     disks: Vec<DiskReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balloon_bytes: Option<u64>,
 }
 
 /// Whether a report can be written to `path`. Leaves nothing there.
@@ -179,6 +181,7 @@ pub fn write(
     vcpus: &[Arc<ExitCounters>],
     devices: Vec<DeviceReport>,
     disks: Vec<DiskReport>,
+    balloon_bytes: Option<u64>,
 ) -> io::Result<()> {
     let vcpus: Vec<Exits> = vcpus.iter().map(|counters| counters.report()).collect();
     let mut exits = Exits::default();
@@ -192,6 +195,7 @@ pub fn write(
         vcpus,
         devices,
         disks,
+        balloon_bytes,
     };
     let new = unpublished(path);
     fs::write(&new, serde_json::to_vec_pretty(&report)?)?;
@@ -225,6 +229,7 @@ mod tests {
             &vcpus,
             Vec::new(),
             vec![disk],
+            None,
         )
         .unwrap();
         let report: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

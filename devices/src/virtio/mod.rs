@@ -7,6 +7,7 @@
 //!
 //! Left out: packed virtqueues, in-order use and notification data, none of which a driver needs; and resets of single queues.
 
+pub mod balloon;
 pub mod blk;
 mod chain;
 mod common;

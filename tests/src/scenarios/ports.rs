@@ -1,4 +1,4 @@
-//! What a guest talks to its host by, besides the network: a virtio console, and sockets.
+//! What a guest talks to its host by, besides the network: a virtio console, sockets, and a balloon for its memory.
 
 use std::time::Duration;
 
@@ -23,6 +23,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             machine: Machine::example,
             limit: Duration::from_secs(150),
             run: kernel_sockets,
+        },
+        Scenario {
+            name: "the host has back what a guest gives up and what is free in it, but not of a guest with a card",
+            machine: Machine::example,
+            limit: Duration::from_secs(120),
+            run: balloon,
         },
         Scenario {
             name: "hvc0 is typed on, printed on and resized beside a VF, and again after a reboot",
@@ -150,5 +156,48 @@ fn exchange_twice(
         look(l1)?;
         guest.type_in(if boot == 1 { "reboot -f\n" } else { "\n" })?;
     }
+    guest.succeeds().map(drop)
+}
+
+/// Fills most of its memory, so that the host has to have it, and frees it again.
+const FILL: &str = "mount -t tmpfs -o size=250M t /mnt; echo == up; read -r order; head -c 200M /dev/zero > /mnt/f; \
+    echo == full; read -r order; rm /mnt/f; echo == free; read -r order; grep MemTotal /proc/meminfo; read -r order";
+/// What of the guest's RAM the host has in memory, KiB; waits until it is on the wanted side of a number.
+const RESIDENT: &str = "pid=$(pgrep -fx 'viaduct run .*--balloon.*'); \
+    resident() { awk '$1 ~ /-/ { large = 0 } $1 == \"Size:\" { large = $2 >= 262144 } $1 == \"Rss:\" && large { sum += $2 } END { print sum + 0 }' \
+    /proc/$pid/smaps; }";
+
+fn balloon(l1: &Host) -> Result<()> {
+    let run = "viaduct run --kernel /lab/l2/vmlinuz --memory 384M";
+    let pinned = ["all of it stays pinned", "--memory 256M"];
+    let with_card = format!("{run} --vfio 03:10.3 --balloon 128M");
+    refused(l1, &with_card, 1, &pinned)?;
+    let reports = format!("{run} --vfio 03:10.3 --balloon reporting=on");
+    refused(l1, &reports, 1, &["stays pinned", "leave --balloon out"])?;
+    let much = format!("{run} --balloon 300M");
+    refused(
+        l1,
+        &much,
+        1,
+        &["leaves too little to live", "--balloon 288M"],
+    )?;
+    let mut guest = l1
+        .viaduct("run --memory 384M --balloon 64M,reporting=on --stats /run/balloon.json")
+        .script(FILL)
+        .start()?;
+    guest.wait_for("== up")?;
+    l1.sh("until grep -q 'balloon_bytes\": 67108864' /run/balloon.json; do sleep 0.5; done")?;
+    guest.type_in("\n")?;
+    guest.wait_for("== full")?;
+    l1.sh(&format!(
+        "{RESIDENT}; until [ $(resident) -gt 200000 ]; do sleep 0.5; done; resident"
+    ))?;
+    guest.type_in("\n")?;
+    guest.wait_for("== free")?;
+    // Linux reports what is free in pieces of 2 MiB, some two seconds after.
+    l1.sh(&format!(
+        "{RESIDENT}; until [ $(resident) -lt 150000 ]; do sleep 0.5; done; resident"
+    ))?;
+    guest.type_in("\n\n")?;
     guest.succeeds().map(drop)
 }

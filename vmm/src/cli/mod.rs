@@ -1,5 +1,6 @@
 //! The command line. What a person types, checked here as far as text can be checked; what it means is for the machine.
 
+mod balloon_arg;
 pub mod binding;
 mod config_file;
 mod cpus_arg;
@@ -17,6 +18,7 @@ mod typed;
 mod vfio_arg;
 mod vsock_arg;
 
+pub use balloon_arg::{BalloonArg, BalloonArgError};
 pub use config_file::{ConfigFileError, Wrong};
 pub use cpus_arg::{CpusArg, CpusArgError};
 pub use credential_arg::{CredentialArg, CredentialArgError, CredentialValue};

@@ -6,7 +6,9 @@ use clap::Args;
 
 use vfio::kernel::Interface;
 
-use super::{CpusArg, CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg, VsockArg};
+use super::{
+    BalloonArg, CpusArg, CredentialArg, DiskArg, MemoryArg, NetArg, SmbiosArg, VfioArg, VsockArg,
+};
 use crate::console::Side;
 
 /// Boot a guest.
@@ -53,6 +55,9 @@ pub struct RunArgs {
     /// Give the guest sockets to talk to its host by: its number, and a Unix socket to reach it by in place of the kernel's sockets
     #[arg(long, value_name = "CID[,SOCKET]")]
     pub vsock: Option<VsockArg>,
+    /// Have the guest give up memory, which the host has back: SIZE[,reporting=on|off], or reporting=on alone; not with an assigned device
+    #[arg(long, value_name = "SIZE")]
+    pub balloon: Option<BalloonArg>,
     /// How the kernel maps memory for the devices; auto takes what the host has, the container first
     #[arg(long, value_name = "auto|container|iommufd", default_value = "auto")]
     pub iommu_backend: IommuBackend,

@@ -77,7 +77,7 @@ impl FromStr for MemoryArg {
 }
 
 /// A number with an optional unit of 1024^n; bare numbers are bytes. `MiB` and `MB` are taken for `M`, as people write them.
-fn parse_size(text: &str) -> Option<u64> {
+pub(super) fn parse_size(text: &str) -> Option<u64> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let shift = match unit

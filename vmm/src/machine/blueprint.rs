@@ -126,6 +126,7 @@ impl Blueprint {
             assigned,
             virtual_devices: Vec::new(),
             disk_counters: Vec::new(),
+            balloon: None,
             console,
             display: None,
             platform,

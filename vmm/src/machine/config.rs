@@ -49,6 +49,8 @@ pub struct Config {
     pub serial: Side,
     /// The virtio console, if there is one.
     pub console: Option<ConsoleConfig>,
+    /// The memory balloon, if there is one.
+    pub balloon: Option<BalloonConfig>,
     /// The socket device, if there is one.
     pub vsock: Option<VsockConfig>,
     /// End at the guest's reboot.
@@ -82,6 +84,17 @@ pub struct Assignment {
 pub struct ConsoleConfig {
     /// Where it goes.
     pub side: Side,
+    /// Where in the guest it is.
+    pub slot: Slot,
+}
+
+/// The guest's memory balloon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalloonConfig {
+    /// How many pages of 4 KiB the guest is to give up.
+    pub pages: u32,
+    /// Whether it says which others are free.
+    pub has_reports: bool,
     /// Where in the guest it is.
     pub slot: Slot,
 }

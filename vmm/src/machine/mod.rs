@@ -8,11 +8,19 @@ mod refusals;
 mod virtual_devices;
 
 pub use blueprint::Blueprint;
-pub use config::{Assignment, Config, ConsoleConfig, DiskConfig, NetConfig, VsockConfig};
+pub use config::{
+    Assignment, BalloonConfig, Config, ConsoleConfig, DiskConfig, NetConfig, VsockConfig,
+};
 pub use error::MachineError;
 pub use refusals::Refused;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use arch::{acpi::AcpiConfig, ram::RamRange, smbios};
 use devices::{
@@ -70,6 +78,8 @@ pub struct Machine {
     virtual_devices: Vec<(Slot, Arc<dyn Function>)>,
     /// Of the configuration's disks, in their order.
     disk_counters: Vec<Arc<Counters>>,
+    /// How many pages are in the balloon.
+    balloon: Option<Arc<AtomicU64>>,
     console: Option<Arc<Port>>,
     display: Option<Display>,
     platform: Platform,
@@ -235,8 +245,18 @@ impl Machine {
             counts: counters.counts(),
         });
         let (devices, disks) = (devices.collect(), disks.collect());
+        let given = self.balloon.as_ref();
+        let balloon_bytes = given.map(|pages| pages.load(Ordering::Relaxed) << 12);
         let vcpus = self.processors.counters();
-        if let Err(error) = stats::write(path, &self.start, self.resets, vcpus, devices, disks) {
+        if let Err(error) = stats::write(
+            path,
+            &self.start,
+            self.resets,
+            vcpus,
+            devices,
+            disks,
+            balloon_bytes,
+        ) {
             log::warn!("--stats {}: {error}", path.display());
         }
     }

@@ -7,6 +7,7 @@ use devices::{
     rtl8139,
     virtio::{
         AtStart, Backend, Rng, VirtioFunction, Wiring,
+        balloon::Balloon,
         blk::{Blk, Disk},
         console::Console,
         vsock::{Handed, Vsock},
@@ -101,6 +102,11 @@ impl Machine {
             let device = "the source of random numbers";
             let rng = Rng::new().map_err(failed(device))?;
             self.plug(slot, Box::new(rng), &wiring, device)?;
+        }
+        if let Some(config) = self.config.balloon.clone() {
+            let balloon = Balloon::new(config.pages, config.has_reports, self.ram.discard());
+            self.balloon = Some(balloon.given());
+            self.plug(config.slot, Box::new(balloon), &wiring, "the balloon")?;
         }
         if let (Some(config), Some(port)) = (&self.config.console, &self.console) {
             let (slot, console) = (config.slot, Console::new(port.clone()));

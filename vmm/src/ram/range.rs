@@ -14,6 +14,9 @@ use super::{Backing, Pages};
 /// Alignment of each range in this process, so that guest and host agree on where a 2 MiB page starts.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
 
+/// What madvise(2) goes by.
+const PAGE: usize = 4096;
+
 /// Nodes that a policy can name: the kernel's limit (MAX_NUMNODES; CONFIG_NODES_SHIFT in arch/x86/Kconfig goes to 10).
 const MOST_NODES: usize = 1024;
 
@@ -22,7 +25,7 @@ pub(super) struct Range {
     pub(super) start: NonNull<u8>,
     pub(super) len: usize,
     /// What it is kept in, where others may map it: that is how they come by it.
-    _file: Option<File>,
+    file: Option<File>,
 }
 
 // SAFETY: the range is plain mapped memory that belongs to no thread; every access goes through volatile copies or the guest.
@@ -61,13 +64,31 @@ impl Range {
                 start
             }
         };
-        let range = Self {
-            start,
-            len,
-            _file: file,
-        };
+        let range = Self { start, len, file };
         range.advise(backing);
         Ok(range)
+    }
+
+    /// Gives the pages wholly within these bytes of it back to the host.
+    pub(super) fn discard(&self, offset: usize, len: usize) -> io::Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len);
+        let end = end.ok_or(io::ErrorKind::InvalidInput)? / PAGE * PAGE;
+        let start = offset.next_multiple_of(PAGE);
+        if start >= end {
+            return Ok(());
+        }
+        let advice = match self.file {
+            // In the file as well, or the pages stay there.
+            Some(_) => libc::MADV_REMOVE,
+            None => libc::MADV_DONTNEED,
+        };
+        // SAFETY: start < end <= len, within the mapping.
+        let at = unsafe { self.start.add(start) };
+        // SAFETY: the pages are the guest's, who said that it does without what is in them; no Rust reference to them is ever made.
+        match unsafe { libc::madvise(at.as_ptr().cast(), end - start, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Advice only: a kernel that cannot follow it loses nothing but time.

@@ -1,5 +1,6 @@
 //! `viaduct run`: devices taken, machine assembled and run, devices given back on every way out.
 
+mod balloon;
 mod consoles;
 mod memory;
 mod plan;
@@ -69,6 +70,31 @@ enum RunError {
         fits_mib: u64,
     },
     #[error(
+        "--balloon together with {device}: the device may reach any of the guest's memory at any time, so all of it stays pinned. \
+         What the guest gives up the host would not get, and a page that the guest takes back would not be the one the device knows\n  \
+         leave --balloon out{less}",
+        less = less(*fits_mib)
+    )]
+    BalloonWithDevice {
+        device: Assignable,
+        /// What the guest would have had left, where it was to give something up.
+        fits_mib: Option<u64>,
+    },
+    #[error(
+        "--balloon together with huge pages of a pool: a pool takes back whole ones only, and the guest gives pages of 4 KiB\n  \
+         leave one of them out; with --memory SIZE,hugepages=thp the kernel makes huge pages of ordinary ones"
+    )]
+    BalloonOfPool,
+    #[error(
+        "--balloon {mib}M of {memory_mib} MiB leaves too little to live: {least_mib} MiB at least\n  take less:  --balloon {fits_mib}M"
+    )]
+    BalloonTooLarge {
+        mib: u64,
+        memory_mib: u64,
+        least_mib: u64,
+        fits_mib: u64,
+    },
+    #[error(
         "slot {slot} is asked for twice\n  give each device an addr= of its own, or leave it out"
     )]
     SlotTwice { slot: Slot },
@@ -100,6 +126,12 @@ enum RunError {
     Input(#[source] io::Error),
 }
 
+/// The rest of advice to give a guest less memory.
+fn less(fits_mib: Option<u64>) -> String {
+    let advice = fits_mib.map(|mib| format!(", and give the guest less:  --memory {mib}M"));
+    advice.unwrap_or_default()
+}
+
 /// `viaduct run`
 pub fn run(args: &RunArgs) -> Ended {
     let host = Host::new();
@@ -110,6 +142,7 @@ pub fn run(args: &RunArgs) -> Ended {
     let config = config(args, assigned, places, node)?;
     consoles::check(&config)?;
     memory::check(&config)?;
+    balloon::check(&config)?;
     // From here on a signal waits until it can be answered in good order.
     let signals = Signals::block()?;
     let blueprint = Blueprint::draw(config.clone())?;
@@ -264,6 +297,7 @@ fn config(
         smbios: smbios::config(args)?,
         console: places.console,
         vsock: places.vsock,
+        balloon: places.balloon,
         interface: args.iommu_backend.0,
         serial: args.serial.clone(),
         no_reboot: args.no_reboot,

@@ -6,7 +6,7 @@ use vfio::{
     kernel::Interface,
 };
 
-use crate::machine::{Assignment, Config, VsockConfig};
+use crate::machine::{Assignment, BalloonConfig, Config, VsockConfig};
 
 /// It, with `file` behind it.
 pub(super) fn text(host: &Host, managed: &[Bdf], config: &Config, file: &str) -> String {
@@ -66,6 +66,12 @@ fn virtual_devices(config: &Config) -> Vec<String> {
     }
     let rng = config.rng.iter();
     lines.extend(rng.map(|slot| format!("  00:{slot}  has the host's random numbers")));
+    if let Some(BalloonConfig { slot, pages, .. }) = &config.balloon {
+        let mib = pages >> 8;
+        lines.push(format!(
+            "  00:{slot}  is a balloon, which takes {mib} MiB of RAM"
+        ));
+    }
     let console = config.console.iter();
     lines.extend(console.map(|console| format!("  00:{}  is the console hvc0", console.slot)));
     if let Some(VsockConfig { slot, cid, socket }) = &config.vsock {

@@ -10,8 +10,8 @@ use vfio::{
 
 use super::RunError;
 use crate::{
-    cli::{NetArg, VfioArg, VsockArg, run::RunArgs},
-    machine::{Assignment, ConsoleConfig, DiskConfig, NetConfig, VsockConfig},
+    cli::{BalloonArg, NetArg, VfioArg, VsockArg, run::RunArgs},
+    machine::{Assignment, BalloonConfig, ConsoleConfig, DiskConfig, NetConfig, VsockConfig},
     net::Source,
 };
 
@@ -88,6 +88,7 @@ pub(super) struct Places {
     pub(super) rng: Option<Slot>,
     pub(super) console: Option<ConsoleConfig>,
     pub(super) vsock: Option<VsockConfig>,
+    pub(super) balloon: Option<BalloonConfig>,
 }
 
 /// Which virtual device goes where: as asked; of the others disks in their order, then the rest.
@@ -137,12 +138,25 @@ pub(super) fn place(
             slot: place(None)?,
         }),
     };
+    let balloon = match args.balloon {
+        None => None,
+        Some(BalloonArg {
+            size_bytes,
+            has_reports,
+        }) => Some(BalloonConfig {
+            // A number that is too large is refused for being more than the guest has.
+            pages: u32::try_from(size_bytes >> 12).unwrap_or(u32::MAX),
+            has_reports,
+            slot: place(None)?,
+        }),
+    };
     Ok(Places {
         disks,
         networks,
         rng,
         console,
         vsock,
+        balloon,
     })
 }
 
