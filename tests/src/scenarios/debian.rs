@@ -74,7 +74,7 @@ fn whole_system(l1: &Host) -> Result<()> {
     let mut guest = l1
         .viaduct(&format!("run --cpus 2 --memory 512M {devices}"))
         .kernel_words("root=/dev/vda rw")
-        .deadline_s(240)
+        .deadline_s(l1.amount(240, 1800))
         .start()?;
     log_in(&mut guest)?;
     let console = console_of(&guest)?;

@@ -22,7 +22,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 pub(super) const TAPS: &str = "modprobe -a tun vhost_net && chmod 666 /dev/net/tun || exit; \
     add() { [ -e /sys/class/net/tap$1 ] && return; ip tuntap add tap$1 mode tap user root $2 && ip addr add 10.9.$1.1/24 dev tap$1 && \
     ip link set tap$1 up || exit; touch /run/leases$1; \
-    printf 'start 10.9.%s.20\\nend 10.9.%s.99\\ninterface tap%s\\nlease_file /run/leases%s\\npidfile /run/udhcpd%s\\n' \
+    printf 'start 10.9.%s.20\\nend 10.9.%s.99\\ninterface tap%s\\noption subnet 255.255.255.0\\nlease_file /run/leases%s\\npidfile /run/udhcpd%s\\n' \
     $1 $1 $1 $1 $1 > /run/udhcpd$1.conf; busybox udhcpd /run/udhcpd$1.conf; }; add 0; add 1 multi_queue; add 2";
 
 /// Looks at every interface, then does what is typed.

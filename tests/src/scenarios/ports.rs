@@ -160,7 +160,7 @@ fn exchange_twice(
 }
 
 /// Fills most of its memory, so that the host has to have it, and frees it again.
-const FILL: &str = "mount -t tmpfs -o size=250M t /mnt; echo == up; read -r order; head -c 200M /dev/zero > /mnt/f; \
+const FILL: &str = "mount -t tmpfs -o size=250M t /mnt; echo == up; read -r order; head -c 209715200 /dev/zero > /mnt/f; \
     echo == full; read -r order; rm /mnt/f; echo == free; read -r order; grep MemTotal /proc/meminfo; read -r order";
 /// What of the guest's RAM the host has in memory, KiB; waits until it is on the wanted side of a number.
 const RESIDENT: &str = "pid=$(pgrep -fx 'viaduct run .*--balloon.*'); \
