@@ -10,9 +10,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::{Answer, Backend, Buffer, Chain, Garbage, Kind};
+use super::{Answer, Backend, Buffer, Chain, Garbage, Kind, chain};
 use crate::mapping::Discard;
 
 const DEVICE_TYPE: u16 = 5;
@@ -153,15 +153,7 @@ fn numbers(buffers: &[Buffer], memory: &GuestMemoryMmap) -> Result<Vec<u32>, Gar
     if len > MOST_PAGES * NUMBER_LEN || !len.is_multiple_of(NUMBER_LEN) {
         return Err(garbage);
     }
-    let mut bytes = vec![0; len];
-    let mut rest = bytes.as_mut_slice();
-    for buffer in buffers {
-        let (part, after) = rest.split_at_mut(buffer.len);
-        memory
-            .read_slice(part, buffer.address)
-            .map_err(|_| garbage)?;
-        rest = after;
-    }
+    let bytes = chain::gather(buffers, len, memory, garbage)?;
     let (numbers, _) = bytes.as_chunks::<NUMBER_LEN>();
     Ok(numbers
         .iter()
@@ -172,6 +164,8 @@ fn numbers(buffers: &[Buffer], memory: &GuestMemoryMmap) -> Result<Vec<u32>, Gar
 #[cfg(test)]
 mod tests {
     use std::{io, sync::Mutex};
+
+    use vm_memory::Bytes;
 
     use super::{
         super::testing::{MEMORY_LEN, ram},

@@ -197,6 +197,25 @@ pub(super) fn slices<'a>(
     slices.collect()
 }
 
+/// The first `len` bytes of what `buffers` hold together; `missing` if that is less.
+pub(super) fn gather(
+    buffers: &[Buffer],
+    len: usize,
+    memory: &GuestMemoryMmap,
+    missing: Garbage,
+) -> Result<Vec<u8>, Garbage> {
+    let mut data = vec![0; len];
+    let mut rest = data.as_mut_slice();
+    for buffer in buffers {
+        let (part, after) = rest.split_at_mut(rest.len().min(buffer.len));
+        memory
+            .read_slice(part, buffer.address)
+            .map_err(|_| missing)?;
+        rest = after;
+    }
+    rest.is_empty().then_some(data).ok_or(missing)
+}
+
 /// Writes `value` at an offset into what `buffers` are together, however it is cut.
 pub(super) fn put<const N: usize>(
     buffers: &[Buffer],

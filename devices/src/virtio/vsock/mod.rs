@@ -30,7 +30,7 @@ use self::{
     listener::Listener,
     packet::{HEADER_LEN, Header, NEITHER, NO_RECEIVE, STREAM, op},
 };
-use super::{Answer, Backend, Buffer, Chain, Garbage, Kind};
+use super::{Answer, Backend, Buffer, Chain, Garbage, Kind, chain};
 
 const DEVICE_TYPE: u16 = 19;
 /// A communication controller of no particular kind: PCI 3.0 appendix D.
@@ -313,7 +313,9 @@ impl Vsock {
                 self.flush(id);
             }
             (op::DATA, State::Open) if header.len <= ROOM => {
-                let data = data(&chain.readable, header.len, memory)?;
+                let missing = Garbage::Request("data");
+                let len = usize::try_from(header.len).map_err(|_| missing)?;
+                let data = chain::gather(&chain.readable, len, memory, missing)?;
                 match connection.accept(&data) {
                     true => self.flush(id),
                     false => self.reset(id),
@@ -409,22 +411,6 @@ fn watch(epoll: &Epoll, what: &impl AsRawFd, token: u64) -> io::Result<()> {
     let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     let event = EpollEvent::new(events, token);
     epoll.ctl(ControlOperation::Add, what.as_raw_fd(), event)
-}
-
-/// The data of a packet: `len` bytes, which have to be there.
-fn data(buffers: &[Buffer], len: u32, memory: &GuestMemoryMmap) -> Result<Vec<u8>, Garbage> {
-    let missing = Garbage::Request("data");
-    let mut data = vec![0; usize::try_from(len).map_err(|_| missing)?];
-    let mut rest = data.as_mut_slice();
-    for buffer in buffers {
-        let (part, after) = rest.split_at_mut(rest.len().min(buffer.len));
-        memory
-            .read_slice(part, buffer.address)
-            .map_err(|_| missing)?;
-        rest = after;
-    }
-    rest.is_empty().then_some(()).ok_or(missing)?;
-    Ok(data)
 }
 
 /// Writes a packet into buffers that have room for it.
