@@ -11,11 +11,14 @@ use std::{
     thread,
 };
 
-use devices::{uart::Uart, virtio::console::Port};
+use devices::{
+    uart::Uart,
+    virtio::console::{Port, Size},
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
-    console::Escape,
+    console::{self, Escape},
     events::{Event, Mailbox},
 };
 
@@ -29,6 +32,9 @@ pub trait Keyboard: Send + Sync {
 
     /// Signalled when there is room again.
     fn room(&self) -> &EventFd;
+
+    /// What is typed on has this size. A serial port has no words for that.
+    fn resize(&self, _size: Size) {}
 }
 
 impl Keyboard for Uart {
@@ -48,6 +54,10 @@ impl Keyboard for Port {
 
     fn room(&self) -> &EventFd {
         self.room()
+    }
+
+    fn resize(&self, size: Size) {
+        self.resize(size);
     }
 }
 
@@ -142,6 +152,11 @@ impl Typist {
                 return matches!(error.kind(), Interrupted | WouldBlock);
             }
         };
+        // We do not hear of it when a pseudoterminal's size changes (pty_resize in the kernel's drivers/tty/pty.c signals processes
+        // whose terminal it is), but who changed it types sooner or later.
+        if let Some(size) = console::size_of(&self.source) {
+            self.keyboard.resize(size);
+        }
         let mut typed = buffer[..count].to_vec();
         if let Some(escape) = &mut self.escape {
             if escape.filter(&mut typed) {
@@ -159,13 +174,15 @@ mod tests {
     use std::{
         io::{PipeWriter, Write},
         os::fd::OwnedFd,
+        sync::mpsc,
         time::{Duration, Instant},
     };
 
     use devices::{bus::BusDevice, interrupt::IrqLine};
+    use rustix::termios::{Winsize, tcsetwinsize};
 
     use super::*;
-    use crate::{events::Events, signals::Signals};
+    use crate::{console::Pty, events::Events, signals::Signals};
 
     struct NoLine;
 
@@ -224,6 +241,49 @@ mod tests {
         let typed: Vec<u8> = (0..200).map(|n| b' ' + n % 64).collect();
         keys.write_all(&typed).unwrap();
         assert_eq!(received(&uart, 200), typed);
+    }
+
+    /// Knows nothing but its size.
+    struct Sized {
+        sizes: mpsc::Sender<Size>,
+        room: EventFd,
+    }
+
+    impl Keyboard for Sized {
+        fn receive(&self, typed: &[u8]) -> usize {
+            typed.len()
+        }
+
+        fn room(&self) -> &EventFd {
+            &self.room
+        }
+
+        fn resize(&self, size: Size) {
+            self.sizes.send(size).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_typed_on_a_pseudoterminal_says_how_large_that_is_now() {
+        let pty = Pty::open().unwrap();
+        let (sizes, seen) = mpsc::channel();
+        let room = EventFd::new(0).unwrap();
+        let events = Events::new(Signals::block().unwrap()).unwrap();
+        let keyboard = Arc::new(Sized { sizes, room });
+        bring(pty.source().unwrap(), keyboard, events.mailbox()).unwrap();
+        let mut program = File::options().write(true).open(pty.path()).unwrap();
+        for (columns, rows) in [(97, 31), (120, 40)] {
+            let size = Winsize {
+                ws_col: columns,
+                ws_row: rows,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            tcsetwinsize(&program, size).unwrap();
+            program.write_all(b"x").unwrap();
+            let told = seen.recv_timeout(Duration::from_secs(20)).unwrap();
+            assert_eq!(told, Size { columns, rows });
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     fs::File,
     io::{self, Write},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     str::FromStr,
 };
@@ -150,8 +150,16 @@ impl Side {
 
 /// How large the terminal is that this process is on; `None` when it is on none.
 pub fn terminal_size() -> Option<Size> {
-    let (Width(columns), Height(rows)) = terminal_size::terminal_size()?;
-    Some(Size { columns, rows })
+    terminal_size::terminal_size().map(size)
+}
+
+/// How large `terminal` is; `None` when it is none, or nobody has said.
+pub fn size_of(terminal: impl AsFd) -> Option<Size> {
+    terminal_size::terminal_size_of(terminal).map(size)
+}
+
+fn size((Width(columns), Height(rows)): (Width, Height)) -> Size {
+    Size { columns, rows }
 }
 
 #[cfg(test)]
