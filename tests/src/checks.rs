@@ -73,13 +73,25 @@ fn failure(command: String, output: &Output) -> Error {
     }
 }
 
+const FMT: &str = "fmt";
+const CLIPPY: &str = "clippy";
+const UNIT_TESTS: &str = "unit tests";
+
+/// Those whose name contains the filter.
+pub(crate) fn names(filter: &str) -> Vec<&'static str> {
+    let mut names = vec![FMT, CLIPPY, UNIT_TESTS];
+    names.retain(|name| name.contains(filter));
+    names
+}
+
 /// Runs those whose name contains the filter.
 pub(crate) fn run(filter: &str) -> Tally {
+    let chosen = names(filter);
     let mut tally = Tally::default();
     let single: [(&str, &[&str]); 2] = [
-        ("fmt", &["fmt", "--all", "--check"]),
+        (FMT, &["fmt", "--all", "--check"]),
         (
-            "clippy",
+            CLIPPY,
             &[
                 "clippy",
                 "--quiet",
@@ -92,13 +104,13 @@ pub(crate) fn run(filter: &str) -> Tally {
         ),
     ];
     for (name, arguments) in single {
-        if name.contains(filter) {
+        if chosen.contains(&name) {
             let start = Instant::now();
             let result = passes(arguments);
             tally.count(name, start.elapsed(), &result);
         }
     }
-    if "unit tests".contains(filter) {
+    if chosen.contains(&UNIT_TESTS) {
         tally.add(unit_tests());
     }
     tally

@@ -32,7 +32,7 @@ use clap::{Args, Parser, Subcommand};
 use agent::Event;
 use cards::{Cards, HostKernel, Iommu, Machine};
 use effort::Effort;
-use error::{Doing, Result};
+use error::{Doing, Error, Result};
 use host::Host;
 use image::Image;
 use progress::{note, step};
@@ -80,9 +80,12 @@ enum Order {
     },
     /// Formatting, lints, unit tests, then the scenarios.
     Test {
-        /// Only what contains this in its name.
+        /// Only what contains this in its name, in whatever case.
         #[arg(default_value = "")]
         filter: String,
+        /// Say what would run, and run nothing.
+        #[arg(long)]
+        list: bool,
         /// As many rounds and random points as are worth anything, not as CI has time for.
         #[arg(long)]
         thorough: bool,
@@ -186,9 +189,22 @@ fn obey(command: Order) -> Result<i32> {
         Order::Demo { options } => demo::run(boot(&options.machine(&[]), "demo")?),
         Order::Test {
             filter,
+            list,
             thorough,
             jobs,
         } => {
+            let filter = filter.to_lowercase();
+            let names = [checks::names(&filter), scenarios::names(&filter)].concat();
+            if names.is_empty() {
+                return Err(Error::Missing {
+                    what: format!("no test has \"{filter}\" in its name"),
+                    fix: "see their names:  cargo lab test --list".into(),
+                });
+            }
+            if list {
+                println!("{}", names.join("\n"));
+                return Ok(0);
+            }
             let way = Way {
                 effort: Effort::of(thorough),
                 machines: jobs,

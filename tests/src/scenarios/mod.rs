@@ -109,11 +109,16 @@ pub(crate) fn expect(truth: bool, what: &str) -> Result<()> {
     }
 }
 
-/// Those whose name contains the filter.
+/// Those whose name contains the filter, which is in lower case.
 fn named(filter: &str) -> Vec<Scenario> {
     let mut scenarios = all();
-    scenarios.retain(|scenario| scenario.name.contains(filter));
+    scenarios.retain(|scenario| scenario.name.to_lowercase().contains(filter));
     scenarios
+}
+
+/// What they are called.
+pub(crate) fn names(filter: &str) -> Vec<&'static str> {
+    named(filter).iter().map(|scenario| scenario.name).collect()
 }
 
 /// Whether there is any scenario for the filter: without one there is nothing to build or boot.
