@@ -37,10 +37,10 @@ const SSH: &str =
     "ssh -i /run/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR";
 
 /// Logs in at the pseudoterminal $1 as a person does, and has it say where that is.
-const LOG_IN: &str = r#"exec 3<>"$1"; stty -F "$1" raw -echo
+const LOG_IN: &str = r#"exec 3<>"$1"; stty -F "$1" raw -echo cols 97 rows 31
 until_it_says() { said=; while read -r -t 60 -N 1 char <&3; do said+=$char; [[ $said == *"$1"* ]] && return; done; echo "$said"; exit 1; }
 echo >&3; until_it_says 'login: '; echo root >&3; until_it_says 'Password: '; echo lab >&3; until_it_says '# '
-echo 'echo on=$(tty)' >&3; until_it_says 'on=/dev/hvc0'; echo exit >&3; echo logged in"#;
+echo 'echo on=$(tty) of $(stty size)' >&3; until_it_says 'on=/dev/hvc0 of 31 97'; echo exit >&3; echo logged in"#;
 
 /// Over the virtio interface and on the virtio console.
 fn other_ways(l1: &Host, said: &str, console: &str) -> Result<()> {
@@ -71,8 +71,9 @@ fn whole_system(l1: &Host) -> Result<()> {
         "--vfio 03:10.3 --disk {DISK} --disk {data},direct=on --rng --net tap=tap0 --console pty \
          --credential ssh.authorized_keys.root:/run/key.pub"
     );
+    let cpus = l1.amount(2, 4);
     let mut guest = l1
-        .viaduct(&format!("run --cpus 2 --memory 512M {devices}"))
+        .viaduct(&format!("run --cpus {cpus} --memory 512M {devices}"))
         .kernel_words("root=/dev/vda rw")
         .deadline_s(l1.amount(240, 1800))
         .start()?;

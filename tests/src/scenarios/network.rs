@@ -34,7 +34,7 @@ fn beside_a_vf(l1: &Host) -> Result<()> {
     l1.sh(TAPS)?;
     expect_refusals(l1)?;
     let mib = l1.amount(16, 100);
-    let ways: &[_] = l1.amount(&[["on", "off"]], &[["on", "off"], ["off", "on"]]);
+    let ways: &[_] = l1.amount(&[["off", "on"]], &[["off", "on"], ["on", "off"]]);
     for [first, second] in ways {
         let networks = format!(
             "--net tap=tap0,vhost={first} --net tap=tap1,queues=2,vhost={second},mac=02:00:00:00:00:01 \
@@ -48,9 +48,10 @@ fn beside_a_vf(l1: &Host) -> Result<()> {
 /// All interfaces, over a reboot; then many packets, which no vCPU leaves the kernel for.
 fn carry_packets(l1: &Host, networks: &str, mib: u32) -> Result<()> {
     let server = l1.job("iperf3 -s", Duration::from_secs(200))?;
+    let cpus = l1.amount(2, 4);
     let mut guest = l1
         .viaduct(&format!(
-            "run --cpus 2 --memory 384M --vfio 03:10.3 {networks} --stats {STATS}"
+            "run --cpus {cpus} --memory 384M --vfio 03:10.3 {networks} --stats {STATS}"
         ))
         .script(LOOK)
         .start()?;

@@ -38,7 +38,18 @@ credential = ["note=plain text", "key:/run/shape.key"]
 const LOOK: &str = "cd /sys/class/dmi/id; echo dmi $(cat sys_vendor product_name product_serial product_uuid); \
     tr '\\0' '\\n' < /sys/firmware/dmi/tables/DMI | grep -a systemd; cd /sys/devices/system/cpu/cpu0; \
     echo siblings $(cat topology/thread_siblings_list); echo flags $(grep -m1 flags /proc/cpuinfo) .; \
-    echo == shown; read -r order";
+    modprobe msr; for reg in 2 3 4 5; do echo msr $reg $(dd if=/dev/cpu/1/msr bs=8 count=1 iflag=skip_bytes \
+    skip=$((0x4b564d00 + reg)) | od -An -tx8); done; echo == shown; read -r order; \
+    timeout 4 sh -c 'while :; do :; done' & timeout 4 sh -c 'while :; do :; done'; wait; \
+    echo stolen $(awk '/^cpu/ { print $1, $9 }' /proc/stat) .; echo == used; read -r order";
+
+/// What a guest has enabled of what KVM does for it (arch/x86/include/uapi/asm/kvm_para.h): bit 0 says that it has.
+const ENABLED: [(&str, &str); 4] = [
+    ("2", "asynchronous page faults"),
+    ("3", "stolen time"),
+    ("4", "ends of interrupts without an exit"),
+    ("5", "polling by the host"),
+];
 
 /// Where each thread of the guest's processors may run.
 const THREADS: &str = "for task in /proc/$(pgrep -fx 'viaduct run .*shape.toml.*')/task/*; do \
@@ -74,6 +85,19 @@ fn from_a_file(l1: &Host) -> Result<()> {
         let wanted = format!("{thread} Cpus_allowed_list: {processors}\n");
         expect(threads.contains(&wanted), &format!("{wanted}in {threads}"))?;
     }
+    for (register, what) in ENABLED {
+        expect(is_enabled(&said, register), what)?;
+    }
+    // The host has something else to do on the processor that the guest's first is pinned to.
+    l1.sh("taskset -c 1 timeout 60 sh -c 'while :; do :; done' > /dev/null & echo $! > /run/shape.pid")?;
+    guest.type_in("\n")?;
+    let said = guest.wait_for("== used")?;
+    l1.sh("kill $(cat /run/shape.pid)")?;
+    let stolen = number_after(&said, "cpu0 ");
+    expect(
+        stolen > 20,
+        &format!("the guest sees what it is not given: {said}"),
+    )?;
     guest.type_in("\n")?;
     guest.succeeds()?;
     let written = l1.sh(
@@ -86,9 +110,18 @@ fn from_a_file(l1: &Host) -> Result<()> {
     )
 }
 
+/// The last digit of a register's value is odd.
+fn is_enabled(said: &str, register: &str) -> bool {
+    let value = said.split(&format!("msr {register} ")).nth(1);
+    let value = value.and_then(|rest| rest.split_whitespace().next());
+    let value = value.and_then(|value| u64::from_str_radix(value, 16).ok());
+    value.is_some_and(|value| value & 1 != 0)
+}
+
 const PACKAGES: &str = "echo nproc $(nproc); cd /sys/devices/system/cpu; \
     for n in 0 1 2 3 4 5; do echo cpu$n socket $(cat cpu$n/topology/physical_package_id) core $(cat cpu$n/topology/core_id); done; \
-    echo shared $(cat cpu5/topology/package_cpus_list); dmesg | grep -iE 'mismatch|firmware bug|topo.*err'; \
+    echo shared $(cat cpu5/topology/package_cpus_list); \
+    for cache in cpu5/cache/index*; do echo L$(cat $cache/level $cache/type $cache/shared_cpu_list); done; dmesg | grep -iE 'mismatch|firmware bug|topo.*err'; \
     lab-dhcp && ping -c 3 10.0.2.2 && echo == works; read -r order";
 
 /// What the kernel counts as locked, and where guest memory is.
@@ -110,6 +143,9 @@ fn sockets_and_memory(l1: &Host) -> Result<()> {
         expect(said.contains(&wanted), &wanted)?;
     }
     expect(said.contains("shared 3-5"), "the last three are a socket")?;
+    for cache in ["L1 Data 5\n", "L2 Unified 5\n", "L3 Unified 3-5\n"] {
+        expect(said.contains(cache), &format!("{cache}in {said}"))?;
+    }
     for wrong in ["ismatch", "irmware bug"] {
         expect(!said.contains(wrong), "the kernel finds it sane")?;
     }
