@@ -199,6 +199,9 @@ fn quoted(text: &str) -> String {
 /// an interrupt of never does.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// What Linux says every minute when one of its processors stands still. Once it may be an emulator that is slow.
+const STALL: &str = "rcu: INFO: rcu_preempt detected stalls";
+
 /// A guest that has been started. Killed when it is dropped before its end.
 #[derive(Debug)]
 pub(crate) struct Guest<'a> {
@@ -225,6 +228,9 @@ impl Guest<'_> {
             }
             if self.code.is_some() {
                 return Err(self.silent(&format!("the guest ended without \"{text}\"")));
+            }
+            if self.console.matches(STALL).count() > 1 {
+                return Err(self.silent("a processor of the guest stands still"));
             }
             if !self.turn(end)? {
                 return Err(self.silent(&format!("the guest did not say \"{text}\"")));
