@@ -59,6 +59,14 @@ pub(super) fn in_turn<'a, T>(
 }
 
 impl Side<'_> {
+    /// The same in a second, after one in which what runs in the guest has begun.
+    pub(super) fn exits_in_a_second(&self, host: &Host) -> Result<u64> {
+        host.sh("sleep 1.5")?;
+        let before = self.exits(host)?;
+        host.sh("sleep 1")?;
+        Ok(self.exits(host)?.saturating_sub(before))
+    }
+
     /// The guest's exits by I/O and MMIO, as KVM has counted them, whatever VMM it is.
     pub(super) fn exits(&self, host: &Host) -> Result<u64> {
         let counters = "{io,mmio}_exits";

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::scenarios::debian::log_in;
 
-/// How long fio does one thing, in seconds.
-const RUNTIME: u32 = 3;
+/// How long fio does one thing, in seconds: longer than it takes to start and to have its exits counted.
+const RUNTIME: u32 = 4;
 const QEMU_DISKS: &str = "-object iothread,id=disks \
     -drive if=none,id=root,format=raw,file=/run/theirs.img -device virtio-blk-pci,drive=root,iothread=disks \
     -drive if=none,id=data,format=raw,file=/run/theirs-data.img,cache=writeback,aio=io_uring \
@@ -21,8 +21,6 @@ const QEMU_DISKS: &str = "-object iothread,id=disks \
 struct Load {
     name: &'static str,
     options: &'static str,
-    /// Bytes of a request.
-    block: u64,
     /// Whether it is the bandwidth that is of interest, in MiB/s, or the requests a second.
     is_bandwidth: bool,
 }
@@ -31,31 +29,26 @@ const LOADS: [Load; 5] = [
     Load {
         name: "random reads of 4 KiB, one at a time, a second",
         options: "--rw=randread --bs=4k --iodepth=1",
-        block: 4096,
         is_bandwidth: false,
     },
     Load {
         name: "random reads of 4 KiB, 16 at a time, a second",
         options: "--rw=randread --bs=4k --iodepth=16",
-        block: 4096,
         is_bandwidth: false,
     },
     Load {
         name: "random writes of 4 KiB, 16 at a time, a second",
         options: "--rw=randwrite --bs=4k --iodepth=16",
-        block: 4096,
         is_bandwidth: false,
     },
     Load {
         name: "sequential reads of 256 KiB, MiB/s",
         options: "--rw=read --bs=256k --iodepth=4",
-        block: 256 << 10,
         is_bandwidth: true,
     },
     Load {
         name: "sequential writes of 256 KiB, MiB/s",
         options: "--rw=write --bs=256k --iodepth=4",
-        block: 256 << 10,
         is_bandwidth: true,
     },
 ];
@@ -63,10 +56,9 @@ const LOADS: [Load; 5] = [
 /// What one run of fio came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Measured {
-    kib: u64,
     kib_per_s: u64,
     per_s: u64,
-    exits: u64,
+    exits_per_s: u64,
 }
 
 /// Runs it in this L1 and prints the table.
@@ -93,7 +85,7 @@ pub(crate) fn run(host: &Host) -> Result<i32> {
     Ok(0)
 }
 
-/// What the console costs is not counted: the command is typed before, and what fio says is read after.
+/// What the console costs is not counted: meanwhile nothing is typed or said.
 fn measure(host: &Host, side: &mut Side<'_>, load: &Load) -> Result<Measured> {
     side.guest.type_in(&format!(
         "echo == $((20 + 1)); read -r go; fio --name=x --filename=/dev/vdb --direct=1 --ioengine=libaio --time_based \
@@ -101,14 +93,16 @@ fn measure(host: &Host, side: &mut Side<'_>, load: &Load) -> Result<Measured> {
         load.options
     ))?;
     side.guest.wait_for("== 21")?;
-    let before = side.exits(host)?;
     side.guest.type_in("\n")?;
+    let exits_per_s = side.exits_in_a_second(host)?;
     side.guest.wait_for("== 22")?;
-    let exits = side.exits(host)?.saturating_sub(before);
     side.guest.type_in("\n")?;
     let said = side.guest.wait_for("== 42")?;
     let measured = parse(&said).ok_or(Error::Unexpected(said))?;
-    Ok(Measured { exits, ..measured })
+    Ok(Measured {
+        exits_per_s,
+        ..measured
+    })
 }
 
 /// The line of fio's terse output, version 3 (fio(1)): bandwidth in KiB/s and requests a second, of reads and then of writes.
@@ -119,10 +113,9 @@ fn parse(said: &str) -> Option<Measured> {
     let field = |at: usize| line.split(';').nth(at)?.parse::<u64>().ok();
     let sum = |read, written| Some(field(read)? + field(written)?);
     Some(Measured {
-        kib: sum(5, 46)?,
         kib_per_s: sum(6, 47)?,
         per_s: sum(7, 48)?,
-        exits: 0,
+        exits_per_s: 0,
     })
 }
 
@@ -133,7 +126,7 @@ fn print(load: &Load, both: &Both<Measured>) {
         print_row(load.name, both, |run| ratio(run.per_s, 1));
     }
     print_row("  exits for each", both, |run| {
-        ratio(run.exits, (run.kib * 1024 / load.block).max(1))
+        ratio(run.exits_per_s, run.per_s.max(1))
     });
 }
 
@@ -149,10 +142,9 @@ mod tests {
         (fields[46], fields[47], fields[48]) = ("8", "4", "1");
         let said = format!("typed\n\x1b[?2004l{}\n== 42", fields.join(";"));
         let measured = Measured {
-            kib: 4104,
             kib_per_s: 1028,
             per_s: 257,
-            exits: 0,
+            exits_per_s: 0,
         };
         assert_eq!(parse(&said), Some(measured));
         assert_eq!(parse("fio: not found"), None);
