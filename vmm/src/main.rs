@@ -44,8 +44,9 @@ fn start_log(verbose: u8) {
         }
         fn log(&self, record: &log::Record<'_>) {
             let level = record.level().as_str().to_ascii_lowercase();
-            // Nobody is left to tell if stderr is closed.
-            let _ = writeln!(std::io::stderr(), "viaduct: {level}: {}", record.args());
+            // At once: several threads log, and each has lines of its own. Nobody is left to tell if stderr is closed.
+            let line = format!("viaduct: {level}: {}\n", record.args());
+            let _ = std::io::stderr().write_all(line.as_bytes());
         }
         fn flush(&self) {}
     }
