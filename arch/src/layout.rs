@@ -65,6 +65,8 @@ pub const VGA_PORTS: [Range<u16>; 2] = [0x3b0..0x3bc, 0x3c0..0x3e0];
 pub const COM1: Range<u16> = 0x3f8..0x400;
 /// The pvpanic device's event port, where QEMU has it.
 pub const PVPANIC: Range<u16> = 0x505..0x506;
+/// The firmware configuration device, where QEMU has it: selector, data, and from the fifth port on the address of a transfer.
+pub const FW_CFG: Range<u16> = 0x510..0x51c;
 /// `SLEEP_CONTROL_REG`, then `SLEEP_STATUS_REG` (ACPI 6.5 §4.8.3.7), a byte each.
 pub const SLEEP_REGISTERS: Range<u16> = 0x600..0x602;
 /// What raised [`GED_GSI`]: one byte of [`GED_POWER_BUTTON`] and, later, others. Reading it clears it.

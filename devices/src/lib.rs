@@ -6,6 +6,7 @@
 
 pub mod bus;
 pub mod doorbell;
+pub mod fw_cfg;
 pub mod interrupt;
 pub mod mapping;
 mod output;

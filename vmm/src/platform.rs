@@ -9,6 +9,8 @@ use std::{
 use arch::layout;
 use devices::{
     bus::{Bus, BusDevice, BusError},
+    fw_cfg::FwCfg,
+    mapping::GuestRam,
     pci::{
         ports::ConfigPorts,
         root::{Ecam, PciRoot},
@@ -97,6 +99,15 @@ impl Platform {
             uart,
             root,
         })
+    }
+
+    /// Adds the device by which a guest's kernel says what it is.
+    pub fn add_fw_cfg(&self, ram: Arc<dyn GuestRam>) -> Result<Arc<FwCfg>, PlatformError> {
+        let fw_cfg = Arc::new(FwCfg::new(ram));
+        let ports = layout::FW_CFG;
+        let len = u64::from(ports.end - ports.start);
+        self.io.insert(ports.start.into(), len, fw_cfg.clone())?;
+        Ok(fw_cfg)
     }
 }
 

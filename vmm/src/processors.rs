@@ -18,6 +18,7 @@ use kvm_ioctls::Cap;
 
 use crate::{
     affinity,
+    core_file::Cpu,
     events::{Event, Mailbox},
     kvm::{
         KvmError, Vm,
@@ -228,6 +229,19 @@ impl Processors {
         } else {
             Err(ProcessorsError::Panicked)
         }
+    }
+
+    /// What is in the registers of all of them, stopped.
+    pub fn registers(&self) -> Result<Vec<Cpu>, ProcessorsError> {
+        let read = |vcpu: &Vcpu| {
+            let registers = vcpu.fd.get_regs().map_err(KvmError::call("KVM_GET_REGS"))?;
+            let segments = vcpu.fd.get_sregs();
+            Ok(Cpu {
+                registers,
+                segments: segments.map_err(KvmError::call("KVM_GET_SREGS"))?,
+            })
+        };
+        self.parked.iter().map(read).collect()
     }
 
     /// Puts all of them, stopped, back to power-on.

@@ -1,7 +1,7 @@
 //! What the machine did, for `--stats`: userspace exits by kind and vCPU, accesses that assigned devices trapped, start times.
 
 use std::{
-    fs, io,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -14,7 +14,7 @@ use devices::virtio::blk::Counts;
 use serde::Serialize;
 use vfio::assigned::FunctionStats;
 
-use crate::machine::Refused;
+use crate::{machine::Refused, publish};
 
 /// Kinds of exit to userspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,20 +159,6 @@ struct Report {
     balloon_bytes: Option<u64>,
 }
 
-/// Whether a report can be written to `path`. Leaves nothing there.
-pub fn check(path: &Path) -> io::Result<()> {
-    let new = unpublished(path);
-    fs::write(&new, [])?;
-    fs::remove_file(&new)
-}
-
-/// Where a report is until it is whole.
-fn unpublished(path: &Path) -> PathBuf {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    new.into()
-}
-
 /// Writes the whole report to `path`, at once: a reader sees the old one or the new one.
 pub fn write(
     path: &Path,
@@ -197,13 +183,14 @@ pub fn write(
         disks,
         balloon_bytes,
     };
-    let new = unpublished(path);
-    fs::write(&new, serde_json::to_vec_pretty(&report)?)?;
-    fs::rename(&new, path)
+    let text = serde_json::to_vec_pretty(&report)?;
+    publish::publish(path, false, |file| file.write_all(&text))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

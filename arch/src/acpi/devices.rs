@@ -13,7 +13,7 @@ use acpi_tables::{
 
 use super::bytes;
 use crate::layout::{
-    COM1, COM1_GSI, ECAM, GED, GED_GSI, GED_POWER_BUTTON, POWER_PORTS, PVPANIC, RTC,
+    COM1, COM1_GSI, ECAM, FW_CFG, GED, GED_GSI, GED_POWER_BUTTON, POWER_PORTS, PVPANIC, RTC,
 };
 
 /// The power button's notification: it was pressed (ACPI 6.5 §5.6.6).
@@ -49,6 +49,13 @@ pub(super) fn panic_port() -> Vec<u8> {
     let port = io(PVPANIC);
     let resources = ResourceTemplate::new(vec![&port]);
     device("PEVT", &"QEMU0001", &[&crs(&resources)])
+}
+
+/// QEMU's firmware configuration device, by QEMU's name.
+pub(super) fn firmware_configuration() -> Vec<u8> {
+    let ports = io(FW_CFG);
+    let resources = ResourceTemplate::new(vec![&ports]);
+    device("FWCF", &"QEMU0002", &[&crs(&resources)])
 }
 
 /// A power button without fixed hardware: the event device tells of it.

@@ -20,6 +20,10 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         devices::panic_port(),
         devices::power_button(),
         devices::event_device(),
+        match config.has_fw_cfg {
+            true => devices::firmware_configuration(),
+            false => Vec::new(),
+        },
     ];
     let mut dsdt = Sdt::new(
         *b"DSDT",

@@ -62,6 +62,8 @@ pub struct AcpiConfig {
     pub memory64: Range<u64>,
     /// Whether a card answers at the legacy VGA addresses.
     pub has_vga: bool,
+    /// Whether the firmware configuration device is there.
+    pub has_fw_cfg: bool,
 }
 
 /// The tables, ready to be written to guest memory.

@@ -7,6 +7,7 @@ fn config(cpus: u32) -> AcpiConfig {
         topology: Topology::of(cpus, None, None, None).unwrap(),
         memory64: layout::high_window(8 << 30, 40),
         has_vga: false,
+        has_fw_cfg: false,
     }
 }
 
@@ -148,6 +149,22 @@ fn ports(config: &AcpiConfig) -> Vec<Range<u32>> {
         .map(|w| (word(w, 8), word(w, 10)))
         .map(|(first, last)| u32::from(first)..u32::from(last) + 1)
         .collect()
+}
+
+#[test]
+fn the_firmware_configuration_device_is_named_exactly_when_it_is_there() {
+    let with = AcpiConfig {
+        has_fw_cfg: true,
+        ..config(1)
+    };
+    for (config, is_there) in [(with, true), (config(1), false)] {
+        let dsdt = find(&tables(&config), b"DSDT");
+        let is_named = dsdt.windows(8).any(|window| window == b"QEMU0002");
+        assert_eq!(is_named, is_there);
+        // IO: tag and length, 16 bits, first and last base, alignment, length.
+        let ports = [0x47, 1, 0x10, 5, 0x10, 5, 1, 12];
+        assert_eq!(dsdt.windows(8).any(|window| window == ports), is_there);
+    }
 }
 
 fn with_vga() -> AcpiConfig {

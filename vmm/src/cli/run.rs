@@ -83,6 +83,9 @@ pub struct RunArgs {
     /// Print what would happen, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Write the guest's memory there if it dies, as a core file for crash and gdb, with what its kernel says of itself (vmcoreinfo)
+    #[arg(long, value_name = "FILE")]
+    pub core: Option<PathBuf>,
     /// Write counters to a JSON file, every second and at the end
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,

@@ -111,6 +111,8 @@ impl Blueprint {
 
         let routes = Arc::new(Routes::new(vm.fd.clone()));
         let platform = Platform::assemble(&routes, serial)?;
+        let asks = config.core.is_some();
+        let fw_cfg = asks.then(|| platform.add_fw_cfg(ram.shared()));
         let shared = Shared::new(platform.io.clone(), platform.memory.clone());
         let root = platform.root.clone();
         let shared = Arc::new(shared.withdrawing(move || root.withdraw_silent()));
@@ -126,6 +128,7 @@ impl Blueprint {
             assigned,
             virtual_devices: Vec::new(),
             disk_counters: Vec::new(),
+            fw_cfg: fw_cfg.transpose()?,
             balloon: None,
             console,
             display: None,

@@ -55,6 +55,8 @@ pub struct Config {
     pub vsock: Option<VsockConfig>,
     /// End at the guest's reboot.
     pub no_reboot: bool,
+    /// Where the memory of a guest that dies goes.
+    pub core: Option<PathBuf>,
     /// Where the counters go.
     pub stats: Option<PathBuf>,
 }

@@ -13,8 +13,8 @@ use vfio::{
 };
 
 use crate::{
-    boot::BootError, kvm::KvmError, net::NetError, platform::PlatformError,
-    processors::ProcessorsError, ram::RamError, vhost::VhostError,
+    boot::BootError, core_file::CoreFileError, kvm::KvmError, net::NetError,
+    platform::PlatformError, processors::ProcessorsError, ram::RamError, vhost::VhostError,
 };
 
 /// The machine cannot be put together, or cannot go on.
@@ -70,6 +70,9 @@ pub enum MachineError {
     /// A network interface cannot be had.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// What is left of the guest cannot be kept.
+    #[error(transparent)]
+    Core(#[from] CoreFileError),
     /// A virtual device cannot be made.
     #[error("making {device}\n  it takes a few open files:  ulimit -n")]
     Virtual {

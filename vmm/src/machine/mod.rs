@@ -25,6 +25,7 @@ use std::{
 use arch::{acpi::AcpiConfig, ram::RamRange, smbios};
 use devices::{
     bus::Action,
+    fw_cfg::FwCfg,
     pci::{Function, Slot, space::Windows},
     uart::Uart,
     virtio::{blk::Counters, console::Port},
@@ -40,6 +41,7 @@ use self::refusals::Refusals;
 use crate::{
     boot::{Boot, BootError},
     console::{self, Side},
+    core_file::Remains,
     events::{Event, Events},
     kvm::{Vm, irqchip::IrqchipState},
     platform::Platform,
@@ -78,6 +80,8 @@ pub struct Machine {
     virtual_devices: Vec<(Slot, Arc<dyn Function>)>,
     /// Of the configuration's disks, in their order.
     disk_counters: Vec<Arc<Counters>>,
+    /// Where the guest's kernel says what it is, if that is of interest when it dies.
+    fw_cfg: Option<Arc<FwCfg>>,
     /// How many pages are in the balloon.
     balloon: Option<Arc<AtomicU64>>,
     console: Option<Arc<Port>>,
@@ -104,6 +108,7 @@ impl Machine {
             topology: self.config.processors.topology,
             memory64: self.windows.memory64.clone(),
             has_vga: self.display.is_some(),
+            has_fw_cfg: self.fw_cfg.is_some(),
         };
         let memory = self.ram.memory();
         let functions = self.assigned.iter().map(|(_, function)| &**function);
@@ -163,6 +168,25 @@ impl Machine {
         Ok(ended)
     }
 
+    /// Keeps what is left of a guest that died, if that is wanted. It may take a while: who ends viaduct meanwhile does not get it.
+    pub fn keep_remains(&self, events: &mut Events) -> Result<(), MachineError> {
+        let Some(path) = &self.config.core else {
+            return Ok(());
+        };
+        let mib = self.ram.len_bytes() >> 20;
+        eprintln!(
+            "viaduct: the guest died: writing its {mib} MiB of memory to {}",
+            path.display()
+        );
+        let remains = Remains {
+            memory: self.ram.memory(),
+            ranges: &self.ram_layout,
+            cpus: self.processors.registers()?,
+            note: self.fw_cfg.as_ref().and_then(|fw_cfg| fw_cfg.note()),
+        };
+        Ok(remains.write(path, || events.pending_signal())?)
+    }
+
     /// Waits, with the vCPUs running, for what stops them.
     fn wait(&mut self, events: &mut Events) -> Result<Ended, MachineError> {
         loop {
@@ -215,6 +239,9 @@ impl Machine {
         self.platform.root.reset();
         assigned::reset_devices(&self.functions());
         self.platform.uart.reset();
+        if let Some(fw_cfg) = &self.fw_cfg {
+            fw_cfg.reset();
+        }
         self.irqchip.restore(&self.vm.fd)?;
         self.processors.reset()?;
         self.resets += 1;

@@ -28,9 +28,9 @@ use crate::{
     machine::{Assignment, Blueprint, Config, MachineError, Outcome},
     output,
     processors::ProcessorsConfig,
+    publish,
     ram::Backing,
     signals::Signals,
-    stats,
 };
 
 /// The guest died: triple fault or panic.
@@ -58,8 +58,12 @@ enum RunError {
     TwoOnStdio,
     #[error("--credential {}\n  name a file that can be read", path.display())]
     Credential { path: PathBuf, source: io::Error },
-    #[error("--stats {}\n  name a file that can be written", path.display())]
-    Stats { path: PathBuf, source: io::Error },
+    #[error("{option} {}\n  name a file that can be written", path.display())]
+    File {
+        option: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(
         "{mib} MiB of memory are more than this host {has} ({has_mib} MiB)\n  give the guest less:  --memory {fits_mib}M"
     )]
@@ -168,11 +172,16 @@ pub fn run(args: &RunArgs) -> Ended {
     }
 
     let (consoles, sink) = Consoles::open(&config)?;
-    if let Some(path) = &config.stats {
-        stats::check(path).map_err(|source| RunError::Stats {
-            path: path.clone(),
-            source,
-        })?;
+    for (option, path) in [("--stats", &config.stats), ("--core", &config.core)] {
+        if let Some(path) = path {
+            let path = path.clone();
+            let failed = |source| RunError::File {
+                option,
+                path: path.clone(),
+                source,
+            };
+            publish::check(&path).map_err(failed)?;
+        }
     }
     if !config.assigned.is_empty() {
         let devices = config.assigned.len() as u64;
@@ -244,7 +253,14 @@ fn run_machine(
     let terminal = consoles.connect(&machine, &events.mailbox())?;
     let outcome = machine.run(events);
     drop(terminal);
-    Ok(outcome?)
+    let outcome = outcome?;
+    if let Outcome::Died(_) = outcome
+        && let Err(error) = machine.keep_remains(events)
+    {
+        // How it died is what is returned.
+        log::error!("{error}");
+    }
+    Ok(outcome)
 }
 
 fn report(outcome: &Outcome) -> ExitCode {
@@ -301,6 +317,7 @@ fn config(
         interface: args.iommu_backend.0,
         serial: args.serial.clone(),
         no_reboot: args.no_reboot,
+        core: args.core.clone(),
         stats: args.stats.clone(),
     })
 }

@@ -34,6 +34,8 @@ fn guest(config: &Config) -> Vec<String> {
         lines.push(format!("  00:{slot}  is the host's {device}"));
     }
     lines.extend(virtual_devices(config));
+    let core = config.core.iter();
+    lines.extend(core.map(|path| format!("  its memory goes to {} if it dies", path.display())));
     if !config.assigned.is_empty() {
         lines.push(format!("  DMA through {}", interface(config)));
     }
