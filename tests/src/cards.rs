@@ -101,6 +101,8 @@ pub(crate) struct Machine {
     pub(crate) iommu: Iommu,
     /// L1's memory.
     pub(crate) memory_mib: u32,
+    /// How many processors L1 has.
+    pub(crate) processors: u32,
     /// Further words of L1's kernel command line.
     pub(crate) kernel_words: &'static str,
     /// L1's kernel. A guest's is always the stock one.
@@ -121,10 +123,17 @@ impl Machine {
             cards,
             iommu: Iommu::On,
             memory_mib: 4096,
+            processors: 1,
             kernel_words: "",
             kernel: HostKernel::Stock,
             backend: None,
         }
+    }
+
+    /// The same with this many processors, for what one alone cannot show.
+    pub(crate) fn processors(mut self, count: u32) -> Self {
+        self.processors = count;
+        self
     }
 
     /// The same with this much memory.

@@ -69,7 +69,8 @@ fn machine_itself(image: &Image, machine: &Machine, places: &Places) -> Command 
         .arg("-L")
         .arg(root.join("usr/share/seabios"));
     qemu.args(processor(machine));
-    qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-smp", "2"]);
+    qemu.args(["-nodefaults", "-no-reboot", "-display", "none"]);
+    qemu.args(["-smp", &machine.processors.to_string()]);
     qemu.args(["-m", &format!("{}M", machine.memory_mib)]);
     qemu.arg("-kernel")
         .arg(image.l1_kernel())

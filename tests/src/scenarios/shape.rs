@@ -14,7 +14,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
             name: "a guest is what a file says, from its name to its credentials and its pinned CPUs",
-            machine: Machine::example,
+            machine: two_processors,
             limit: Duration::from_secs(120),
             run: from_a_file,
         },
@@ -25,6 +25,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             run: sockets_and_memory,
         },
     ]
+}
+
+/// A guest's processors are pinned to them, one to each.
+fn two_processors() -> Machine {
+    Machine::example().processors(2)
 }
 
 /// The processors swap places, so that it is no accident where they are.
