@@ -71,14 +71,17 @@ impl Cards {
     }
 }
 
-/// What of an IOMMU a host has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which IOMMU a host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Iommu {
-    /// One that the kernel uses, with interrupt remapping.
-    On,
-    /// One that the kernel was told to leave alone.
+    /// Intel's VT-d, which the kernel uses, with interrupt remapping.
+    #[default]
+    Intel,
+    /// AMD-Vi, which the kernel uses, with interrupt remapping.
+    Amd,
+    /// Intel's, and a kernel that is told to leave it alone.
     Unused,
-    /// None.
+    /// No IOMMU.
     Absent,
 }
 
@@ -121,7 +124,7 @@ impl Machine {
     pub(crate) fn with_cards(cards: Cards) -> Self {
         Self {
             cards,
-            iommu: Iommu::On,
+            iommu: Iommu::Intel,
             memory_mib: 4096,
             processors: 1,
             kernel_words: "",
@@ -160,7 +163,7 @@ impl Machine {
         self.kernel(HostKernel::Iommufd)
     }
 
-    /// The same with this of an IOMMU.
+    /// The same with this IOMMU.
     pub(crate) fn iommu(mut self, iommu: Iommu) -> Self {
         self.iommu = iommu;
         self

@@ -186,12 +186,7 @@ fn sum_line(line: &str) -> Tally {
         }
         0
     };
-    Tally {
-        passed: number("passed"),
-        failed: number("failed"),
-        skipped: number("ignored"),
-        put_off: 0,
-    }
+    Tally::of(number("passed"), number("failed"), number("ignored"))
 }
 
 #[cfg(test)]
@@ -204,15 +199,7 @@ mod tests {
             test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
             test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
         let (tally, skips) = read_results(text);
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 4,
-                failed: 1,
-                skipped: 2,
-                put_off: 0
-            }
-        );
+        assert_eq!(tally, Tally::of(4, 1, 2));
         assert_eq!(skips, ["a (no /dev/kvm)"]);
     }
 }

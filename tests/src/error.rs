@@ -4,6 +4,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::accident::Accident;
+
 /// A failure of the lab itself or of something it was asked to check.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -56,6 +58,14 @@ pub(crate) enum Error {
     /// A scenario saw something other than it should.
     #[error("{0}")]
     Unexpected(String),
+    /// A scenario failed beside the evidence of an accident of emulation.
+    #[error("{accident}\n{error}")]
+    Accident {
+        /// What the emulator did.
+        accident: Accident,
+        /// How the scenario failed.
+        error: Box<Error>,
+    },
     /// Not run here, for this reason.
     #[error("SKIPPED ({0})")]
     Skipped(String),

@@ -172,7 +172,7 @@ impl<'a> Plan<'a> {
     /// Starts it.
     pub(crate) fn start(self) -> Result<Guest<'a>> {
         let command = self.command()?;
-        let path = self.host.new_file("guest", "log");
+        let path = self.host.new_file(LOG, "log");
         let file = File::create(&path).doing(|| format!("making {}", path.display()))?;
         self.host.log("L1", &format!("$ {command}"));
         let job = self.host.job(&self.wrapped(&command), self.limit)?;
@@ -195,12 +195,14 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// No guest of a usual run has so much to do, in emulation on a busy machine, before it says another word. One that the emulator has lost
-/// an interrupt of never does.
-const SILENCE: Duration = Duration::from_secs(120);
+/// No guest of a usual run has so much to do, in emulation on a busy machine, before it says another word.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// What Linux says every minute when one of its processors stands still. Once it may be an emulator that is slow.
 const STALL: &str = "rcu: INFO: rcu_preempt detected stalls";
+
+/// What the file of a guest's console is called, before its number.
+pub(crate) const LOG: &str = "guest";
 
 /// A guest that has been started. Killed when it is dropped before its end.
 #[derive(Debug)]

@@ -10,21 +10,21 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::accident::{Accident, Watch};
 use crate::agent::{Agent, Job, Output, Request};
-use crate::cards::{Machine, Places};
+use crate::cards::{Iommu, Machine, Places};
 use crate::children::Owned;
-use crate::clock::Clock;
 use crate::effort::Effort;
 use crate::error::{Doing, Error, Result, tail, tail_of};
-use crate::guest::{Plan, Vmm};
+use crate::guest::{self, Plan, Vmm};
 use crate::image::Image;
 use crate::log::Log;
 use crate::monitor::Monitor;
 use crate::progress::note;
 use crate::{paths, qemu, sys};
 
-/// What an L1 may take to come up; after that it is the emulator that hangs, and it is booted once more.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// An idle machine boots an L1 in 10 s and a busy one in 40. One that takes longer hangs in the emulator, and is booted once more.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
 /// How many boots there were; names their sockets.
 static BOOTS: AtomicU32 = AtomicU32::new(0);
@@ -38,8 +38,11 @@ pub(crate) struct Host {
     dir: PathBuf,
     serial_log: PathBuf,
     backend: Option<&'static str>,
+    iommu: Iommu,
     image: Image,
     scenario: Option<Scene>,
+    /// Why it took a second boot.
+    first_boot: Option<Error>,
     /// How many files it was asked for; numbers them.
     files: AtomicU32,
 }
@@ -50,6 +53,9 @@ struct Scene {
     log: Log,
     end: Instant,
     effort: Effort,
+    seed: u64,
+    /// The number of its first file.
+    first_file: u32,
 }
 
 impl Host {
@@ -59,7 +65,9 @@ impl Host {
             Err(error @ Error::Host { .. }) => {
                 note(&format!("{error}"));
                 note("booting it once more");
-                Self::boot_once(image, machine, dir, 2)
+                let mut host = Self::boot_once(image, machine, dir, 2)?;
+                host.first_boot = Some(error);
+                Ok(host)
             }
             result => result,
         }
@@ -98,26 +106,52 @@ impl Host {
             dir: dir.to_owned(),
             serial_log: places.serial_log(),
             backend: machine.backend,
+            iommu: machine.iommu,
             image: image.clone(),
             scenario: None,
+            first_boot: None,
             files: AtomicU32::new(0),
         })
     }
 
-    /// Whether its processors still have their timers.
-    pub(crate) fn clock(&self) -> Clock {
-        Clock {
+    /// Its IOMMU.
+    pub(crate) fn iommu(&self) -> Iommu {
+        self.iommu
+    }
+
+    /// Looks for a lost timer.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch {
             serial_log: self.serial_log.clone(),
             qemu: self.qemu.pid(),
         }
     }
 
+    /// Why it took a second boot, if it did.
+    pub(crate) fn first_boot(&self) -> Option<&Error> {
+        self.first_boot.as_ref()
+    }
+
+    /// What the emulator did to it, or to a guest of the scenario.
+    pub(crate) fn accident(&self) -> Option<Accident> {
+        self.watch().seen().or_else(|| {
+            let first = self.scenario.as_ref().map_or(0, |scene| scene.first_file);
+            let guests = (first..self.files.load(Ordering::Relaxed))
+                .map(|number| self.file(guest::LOG, number, "log"));
+            guests
+                .filter_map(|path| fs::read(path).ok())
+                .find_map(|said| Accident::in_console(&String::from_utf8_lossy(&said)))
+        })
+    }
+
     /// A scenario begins: its log takes all that is done from here on, and nothing may take longer than it.
-    pub(crate) fn begin(&mut self, log: Log, limit: Duration, effort: Effort) {
+    pub(crate) fn begin(&mut self, log: Log, limit: Duration, effort: Effort, seed: u64) {
         self.scenario = Some(Scene {
             log,
             end: Instant::now() + effort.limit(limit),
             effort,
+            seed,
+            first_file: self.files.load(Ordering::Relaxed),
         });
     }
 
@@ -125,6 +159,11 @@ impl Host {
     pub(crate) fn amount<T>(&self, usual: T, thorough: T) -> T {
         let effort = self.scenario.as_ref().map(|scene| scene.effort);
         effort.unwrap_or(Effort::Usual).amount(usual, thorough)
+    }
+
+    /// What the scenario's random points are drawn from: the same at its second try, and in a run with the same `--seed`.
+    pub(crate) fn seed(&self) -> u64 {
+        self.scenario.as_ref().map_or(0, |scene| scene.seed)
     }
 
     /// Adds to the scenario's log.
@@ -237,6 +276,10 @@ impl Host {
     /// A fresh file among the logs, which L1 sees as /lab/logs.
     pub(crate) fn new_file(&self, name: &str, extension: &str) -> PathBuf {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
+        self.file(name, number, extension)
+    }
+
+    fn file(&self, name: &str, number: u32, extension: &str) -> PathBuf {
         let file = format!("{name}-{number}.{extension}");
         self.dir.join("share/logs").join(file)
     }

@@ -1,12 +1,12 @@
 //! `cargo lab`: the simulated host, its scenarios and the whole test run. See README.md beside this crate.
 
+mod accident;
 mod agent;
 mod bench;
 mod binding;
 mod cards;
 mod checks;
 mod children;
-mod clock;
 mod demo;
 mod disks;
 mod effort;
@@ -25,7 +25,8 @@ mod sys;
 mod terminal;
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -36,6 +37,7 @@ use error::{Doing, Error, Result};
 use host::Host;
 use image::Image;
 use progress::{note, step};
+use report::Tally;
 use scenarios::Way;
 use terminal::Leave;
 
@@ -92,6 +94,12 @@ enum Order {
         /// How many simulated hosts run side by side.
         #[arg(long, value_name = "N", default_value_t = Way::usual_machines())]
         jobs: usize,
+        /// The IOMMU of L1, where a scenario wants one that is in use: intel or amd.
+        #[arg(long, value_enum, default_value_t)]
+        iommu: Iommu,
+        /// What random points are drawn from, to draw those of an earlier run again; the clock says it otherwise.
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
     },
     /// Viaduct beside QEMU's microvm: time to the guest's init, exits, memory.
     Bench {
@@ -134,9 +142,12 @@ struct KernelOption {
 struct Options {
     #[command(flatten)]
     kernel: KernelOption,
-    /// Boot L1 without an IOMMU.
-    #[arg(long)]
-    no_iommu: bool,
+    /// L1's IOMMU.
+    #[arg(long, value_enum, default_value_t)]
+    iommu: Iommu,
+    /// How many processors L1 has. In emulation a guest can hang where L1 has more than one.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    processors: u32,
     /// QEMU arguments for further cards, as one string; repeatable.
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     cards: Vec<String>,
@@ -148,12 +159,10 @@ impl Options {
             .cards
             .iter()
             .fold(Cards::sriov(), |cards, more| cards.with(more));
-        let machine = Machine::with_cards(cards.with_all(appended)).kernel(self.kernel.kernel);
-        if self.no_iommu {
-            machine.iommu(Iommu::Absent)
-        } else {
-            machine
-        }
+        Machine::with_cards(cards.with_all(appended))
+            .kernel(self.kernel.kernel)
+            .iommu(self.iommu)
+            .processors(self.processors)
     }
 }
 
@@ -192,6 +201,8 @@ fn obey(command: Order) -> Result<i32> {
             list,
             thorough,
             jobs,
+            iommu,
+            seed,
         } => {
             let filter = filter.to_lowercase();
             let names = [checks::names(&filter), scenarios::names(&filter)].concat();
@@ -208,6 +219,8 @@ fn obey(command: Order) -> Result<i32> {
             let way = Way {
                 effort: Effort::of(thorough),
                 machines: jobs,
+                iommu,
+                seed: seed.unwrap_or_else(clock_s),
                 everything: filter.is_empty(),
             };
             test(&filter, way)
@@ -243,16 +256,38 @@ fn show_image(image: &Image) -> Result<i32> {
     Ok(0)
 }
 
+/// The checks that need no L1 run beside the scenarios, which leave the processors idle now and then.
 fn test(filter: &str, way: Way) -> Result<i32> {
-    let mut tally = checks::run(filter);
-    if scenarios::any(filter) {
-        match checks::build_viaduct().and_then(|()| scenarios::run(filter, way)) {
-            Ok(more) => tally.add(more),
-            Err(error) => tally.count("the lab", Duration::ZERO, &Err(error)),
+    let mut tally = Tally::default();
+    thread::scope(|scope| {
+        let checks = scope.spawn(|| {
+            sys::lower_priority();
+            checks::run(filter)
+        });
+        if scenarios::any(filter) {
+            println!(
+                "seed {0}: `--seed {0}` draws the same random points",
+                way.seed
+            );
+            match checks::build_viaduct().and_then(|()| scenarios::run(filter, way)) {
+                Ok(more) => tally.add(more),
+                Err(error) => tally.count("the lab", Duration::ZERO, &Err(error)),
+            }
         }
-    }
+        match checks.join() {
+            Ok(more) => tally.add(more),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
     println!("{}", tally.sum());
     Ok(i32::from(tally.failed > 0))
+}
+
+/// Seconds since 1970.
+fn clock_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs())
 }
 
 /// Boots an L1 with everything at hand, building what is not there yet.

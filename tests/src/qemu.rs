@@ -99,9 +99,12 @@ fn processor(machine: &Machine) -> Vec<String> {
         ("tcg,thread=multi", "max")
     };
     let mut words = vec!["-M", board, "-accel", engine, "-cpu", cpu];
-    if machine.iommu != Iommu::Absent {
-        words.extend(["-device", "intel-iommu,intremap=on,aw-bits=48"]);
-    }
+    words.extend(match machine.iommu {
+        Iommu::Intel | Iommu::Unused => &["-device", "intel-iommu,intremap=on,aw-bits=48"][..],
+        // dma-remap: without it the devices' DMA goes past the page tables that vfio-pci fills.
+        Iommu::Amd => &["-device", "amd-iommu,intremap=on,dma-remap=on,xtsup=on"],
+        Iommu::Absent => &[],
+    });
     words.into_iter().map(str::to_owned).collect()
 }
 
@@ -112,7 +115,8 @@ fn kernel_words(machine: &Machine) -> String {
     // this, and the processor (emulated, here) does not scale, guests' timers go off many seconds late.
     words.push_str(" kvm.tsc_tolerance_ppm=10000");
     words.push_str(match machine.iommu {
-        Iommu::On => " intel_iommu=on iommu=nopt",
+        Iommu::Intel => " intel_iommu=on iommu=nopt",
+        Iommu::Amd => " iommu=nopt",
         // Said aloud: some kernels are built to use it by default.
         Iommu::Unused => " intel_iommu=off",
         Iommu::Absent => "",

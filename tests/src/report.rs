@@ -1,21 +1,31 @@
-//! The tally of a test run: a line for everything that was checked, and the sum at the end.
+//! The tally of a test run: a line for everything that was checked, the accidents, and the sum at the end.
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
 /// What was counted so far.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) skipped: usize,
-    /// How many of these had failed before, and ran a second time.
-    pub(crate) put_off: usize,
+    /// A line for each accident of emulation: what it happened to, and its cause.
+    accidents: Vec<String>,
 }
 
 impl Tally {
-    /// Counts one result and says it.
+    /// Counts results that another program has counted already.
+    pub(crate) fn of(passed: usize, failed: usize, skipped: usize) -> Self {
+        Self {
+            passed,
+            failed,
+            skipped,
+            accidents: Vec::new(),
+        }
+    }
+
+    /// Counts one result and prints it.
     pub(crate) fn count(&mut self, name: &str, took: Duration, result: &Result<()>) {
         let time = took.as_secs_f32();
         match result {
@@ -34,13 +44,15 @@ impl Tally {
         }
     }
 
-    /// Says how one failed that runs once more, which is what counts.
+    /// Prints how a scenario failed that runs once more at the end, which is what counts.
     pub(crate) fn put_off(&mut self, name: &str, took: Duration, error: &Error) {
-        self.put_off += 1;
         let time = took.as_secs_f32();
-        println!(
-            "AGAIN   {name} ({time:.1} s): it failed, and runs once more at the end, alone\n{error}"
-        );
+        println!("AGAIN   {name} ({time:.1} s): runs once more at the end, alone\n{error}");
+    }
+
+    /// Keeps an accident for the end of the run.
+    pub(crate) fn accident(&mut self, what: &str, cause: &str) {
+        self.accidents.push(format!("ACCIDENT {what}: {cause}"));
     }
 
     /// Adds another tally.
@@ -48,22 +60,39 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
-        self.put_off += other.put_off;
+        self.accidents.extend(other.accidents);
     }
 
-    /// The end of a test run; its last line is always of the same form.
+    /// The end of a test run: the accidents, then a line that is always of the same form.
     pub(crate) fn sum(&self) -> String {
         let Self {
             passed,
             failed,
             skipped,
-            put_off,
+            accidents,
         } = self;
+        let lines = accidents.iter().map(|line| format!("{line}\n"));
         let sum = format!("{passed} passed, {failed} failed, {skipped} skipped");
-        match put_off {
-            0 => sum,
-            1 => format!("1 scenario ran a second time\n{sum}"),
-            _ => format!("{put_off} scenarios ran a second time\n{sum}"),
-        }
+        lines.chain([sum]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_name_each_accident_and_the_sum_is_the_last() {
+        let mut tally = Tally::of(3, 0, 1);
+        tally.accident("a scenario", "the emulator did it; passed the second time");
+        let mut other = Tally::of(1, 1, 0);
+        other.accident("a boot of L1", "not up within 60 s");
+        tally.add(other);
+        assert_eq!(
+            tally.sum(),
+            "ACCIDENT a scenario: the emulator did it; passed the second time\n\
+             ACCIDENT a boot of L1: not up within 60 s\n\
+             4 passed, 1 failed, 1 skipped"
+        );
     }
 }

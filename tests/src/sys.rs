@@ -71,6 +71,12 @@ pub(crate) fn window_size() -> Option<(u16, u16)> {
     (answer == 0 && size.ws_row > 0).then_some((size.ws_row, size.ws_col))
 }
 
+/// Lowers the priority of this thread, and of the programs that it starts.
+pub(crate) fn lower_priority() {
+    // SAFETY: setpriority(2) takes three integers and touches no memory of ours. That it fails costs only time.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+}
+
 /// Whether the lab runs as root.
 pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid(2) has no arguments and cannot fail.

@@ -46,6 +46,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
+/// The DMA engine.
+pub(super) const ENGINE: &str = "0000:00:07.0";
+
 /// 01:00.0 is an NVMe controller, 02:00.0 a NIC with MSI-X, 00:07.0 a DMA engine, 00:08.0 memory on a card, 00:09.0 much of it, which
 /// takes no memory of the runner's until it is written to.
 pub(super) fn machine() -> Machine {

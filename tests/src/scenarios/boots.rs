@@ -6,10 +6,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use super::Scenario;
+use super::{Scenario, Way};
 use crate::cards::Machine;
-use crate::effort::Effort;
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::host::Host;
 use crate::image::Image;
 use crate::log::Log;
@@ -21,26 +20,24 @@ pub(super) struct Boots<'a> {
     machine: &'a Machine,
     /// Where the logs are kept, those of the scenarios and those of each boot.
     dir: &'a Path,
-    effort: Effort,
+    way: Way,
     number: u32,
     up: Option<Host>,
+    /// What happened to boots, each with its cause.
+    accidents: Vec<String>,
 }
 
 impl<'a> Boots<'a> {
     /// None yet.
-    pub(super) fn new(
-        image: &'a Image,
-        machine: &'a Machine,
-        dir: &'a Path,
-        effort: Effort,
-    ) -> Self {
+    pub(super) fn new(image: &'a Image, machine: &'a Machine, dir: &'a Path, way: Way) -> Self {
         Self {
             image,
             machine,
             dir,
-            effort,
+            way,
             number: 0,
             up: None,
+            accidents: Vec::new(),
         }
     }
 
@@ -51,17 +48,26 @@ impl<'a> Boots<'a> {
             None => self.boot()?,
         };
         let result = self.run_on(&mut host, scenario);
-        match &result {
-            // One that has nothing to run on says so, and costs the next no boot.
-            Err(error) if !error.is_skip() => {
-                if host.clock().is_lost() {
-                    note("the emulator lost the timer of one of L1's processors");
-                }
+        match result {
+            Err(error) if !error.is_skip() => Err(match host.accident() {
+                Some(accident) => Error::Accident {
+                    accident,
+                    error: Box::new(error),
+                },
+                None => error,
+            }),
+            // A scenario that is skipped leaves its L1 as it was. A timer that is lost may be reported too late for this scenario,
+            // and must not fail the next one.
+            result => {
+                self.up = Some(host).filter(|host| host.watch().seen().is_none());
+                result
             }
-            // What its kernel says of a timer may have come too late for this one, and is no fault of the next one's.
-            _ => self.up = Some(host).filter(|host| !host.clock().is_lost()),
         }
-        result
+    }
+
+    /// The accidents of its boots.
+    pub(super) fn accidents(&self) -> &[String] {
+        &self.accidents
     }
 
     fn boot(&mut self) -> Result<Host> {
@@ -73,6 +79,12 @@ impl<'a> Boots<'a> {
         // One line, for others may be said meanwhile.
         let took = start.elapsed().as_secs_f32();
         eprintln!("==> Booted L1 in {took:.1} s: {}", dir.display());
+        if let Some(error) = host.first_boot() {
+            let cause = error.to_string();
+            let first_line = cause.lines().next().unwrap_or_default();
+            self.accidents
+                .push(format!("{first_line}; up the second time"));
+        }
         Ok(host)
     }
 
@@ -81,7 +93,9 @@ impl<'a> Boots<'a> {
             .name
             .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let log = Log::create(&self.dir.join(format!("{name}.log")))?;
-        host.begin(log.clone(), scenario.limit, self.effort);
+        let seed = self.way.seed_of(scenario.name);
+        host.begin(log.clone(), scenario.limit, self.way.effort, seed);
+        host.log("lab", &format!("seed {seed}"));
         let result = watched(scenario, host);
         if let Err(error) = &result {
             log.add("lab", &error.to_string());
@@ -93,12 +107,12 @@ impl<'a> Boots<'a> {
     }
 }
 
-/// Runs it, and ends it early where the emulator has lost a timer.
+/// Runs it, and ends it early where the emulator has lost a timer of L1's.
 fn watched(scenario: &Scenario, host: &Host) -> Result<()> {
-    let clock = host.clock();
+    let watch = host.watch();
     thread::scope(|scope| {
         let (running, ended) = mpsc::channel();
-        scope.spawn(move || clock.watch(&ended));
+        scope.spawn(move || watch.watch(&ended));
         let result = (scenario.run)(host);
         drop(running);
         result

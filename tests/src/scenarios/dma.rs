@@ -14,12 +14,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         name: "DMA outside of the guest's memory reaches nothing and is told of with device and address",
         machine: address_space::machine,
         limit: Duration::from_secs(120),
-        run: stray_dma,
+        run: |l1| stray_dma(l1, address_space::ENGINE),
     }]
 }
 
-/// A page of the host's is watched while the guest has its engine write there, and read.
-pub(super) fn stray_dma(l1: &Host) -> Result<()> {
+/// A page of the host's is watched while the guest has the engine of this address write there, and read.
+pub(super) fn stray_dma(l1: &Host, engine: &str) -> Result<()> {
     let page = l1.job("/lab/l2/lab-guest page", Duration::from_secs(100))?;
     let address = address_of(&page)?;
     // Past the guest's memory in its own addresses, too: 256 MiB.
@@ -28,7 +28,9 @@ pub(super) fn stray_dma(l1: &Host) -> Result<()> {
         "the page is where the guest has nothing",
     )?;
     let mut guest = l1
-        .viaduct("run --memory 256M --vfio 00:07.0,addr=01 --stats /run/stats.json")
+        .viaduct(&format!(
+            "run --memory 256M --vfio {engine},addr=01 --stats /run/stats.json"
+        ))
         .script(&format!(
             "lab-guest edu 01.0 dma && lab-guest edu 01.0 stray {address:#x}"
         ))
@@ -44,7 +46,7 @@ pub(super) fn stray_dma(l1: &Host) -> Result<()> {
         "the guest read nothing of the host's page",
     )?;
     for what in ["write to", "read from"] {
-        let told = format!("warn: 0000:00:07.0: DMA {what} {address:#x} refused by the IOMMU");
+        let told = format!("warn: {engine}: DMA {what} {address:#x} refused by the IOMMU");
         expect(
             guest.errors().contains(&told),
             &format!("viaduct says: {told}"),

@@ -154,7 +154,11 @@ fn cure(l1: &Host, arguments: &str, name: &str, what: &str) -> Result<()> {
 fn ready(l1: &Host) -> Result<()> {
     let report = Report::of(l1, "03:10.3")?;
     report.expect_ready()?;
-    report.expect("IOMMU in use", "good", "dmar0")?;
+    let units = match l1.iommu() {
+        Iommu::Amd => "ivhd0",
+        _ => "dmar0",
+    };
+    report.expect("IOMMU in use", "good", units)?;
     report.expect("interrupt remapping", "good", "on")?;
     report.expect("IOMMU group", "good", "alone")?;
     report.expect("interrupts", "good", "MSI-X 3")?;

@@ -1,8 +1,7 @@
 //! SIGKILL at any step of what changes bindings, found by a tracer in the program as it is shipped: `viaduct restore` brings every
 //! device back to its first driver and reservation.
 
-use std::env;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::{Scenario, expect};
 use crate::cards::Machine;
@@ -138,20 +137,6 @@ impl Random {
     }
 }
 
-/// Of the clock, or what an earlier run has said.
-fn seed() -> u64 {
-    let given = env::var("VIADUCT_LAB_SEED").ok();
-    let clock = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(1, |now| now.as_secs())
-    };
-    given
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(clock)
-        .max(1)
-}
-
 /// One of the calls, each kind as likely, for most files are opened to read them.
 fn pick<'a>(calls: &'a Calls, random: &mut Random) -> Result<(&'a str, u32)> {
     let kind = random.below(u32::try_from(calls.len()).unwrap_or(1)) as usize;
@@ -162,11 +147,9 @@ fn pick<'a>(calls: &'a Calls, random: &mut Random) -> Result<(&'a str, u32)> {
 }
 
 fn killed_anywhere(l1: &Host) -> Result<()> {
-    let seed = seed();
-    note(&format!(
-        "kill points of seed {seed}: VIADUCT_LAB_SEED={seed} takes the same"
-    ));
-    let mut random = Random(seed);
+    let seed = l1.seed();
+    // Xorshift has no way out of 0.
+    let mut random = Random(seed.max(1));
     l1.sh(RESERVE)?;
     let before = l1.bindings()?;
     let mut points = Vec::new();

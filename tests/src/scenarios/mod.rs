@@ -3,6 +3,7 @@
 //! left behind is nobody's trouble. Different machines run side by side.
 
 mod address_space;
+mod amd;
 mod boot;
 mod boots;
 pub(crate) mod cards;
@@ -81,6 +82,7 @@ fn all() -> Vec<Scenario> {
         rounds::scenarios(),
         console::scenarios(),
         dma::scenarios(),
+        amd::scenarios(),
         boot::scenarios(),
         shape::scenarios(),
         virtual_devices::scenarios(),

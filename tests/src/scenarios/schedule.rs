@@ -1,6 +1,7 @@
-//! What runs when: scenarios that want the same machine in one batch, batches side by side, the longest first; and in a run of
-//! everything those that failed once more at the end, alone.
+//! What runs when: scenarios that want the same machine in one line, which one L1 or several work off side by side; those that
+//! failed by an accident of emulation once more at the end, alone.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -8,25 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::Scenario;
 use super::boots::Boots;
-use crate::cards::{HostKernel, Machine};
+use crate::accident::Accident;
+use crate::cards::{HostKernel, Iommu, Machine};
 use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::progress::note;
 use crate::report::Tally;
-
-/// The scenarios that want one machine.
-struct Batch {
-    machine: Machine,
-    scenarios: Vec<Scenario>,
-}
-
-impl Batch {
-    /// What they may take at most, one after the other.
-    fn limit(&self) -> Duration {
-        self.scenarios.iter().map(|scenario| scenario.limit).sum()
-    }
-}
 
 /// How scenarios are run.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +23,11 @@ pub(crate) struct Way {
     pub(crate) effort: Effort,
     /// How many L1s there are at the same time.
     pub(crate) machines: usize,
-    /// Whether it is everything that is run, and nobody asked for a scenario by its name.
+    /// The IOMMU of the hosts that scenarios want to have one in use.
+    pub(crate) iommu: Iommu,
+    /// What random points are drawn from.
+    pub(crate) seed: u64,
+    /// Whether it is everything that is run, and no scenario was asked for by its name.
     pub(crate) everything: bool,
 }
 
@@ -45,7 +37,22 @@ impl Way {
         thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
     }
 
-    /// A run of everything is to fit into CI's 40 minutes on a fresh machine of two cores; whoever names scenarios wants them.
+    /// What a scenario's random points are drawn from: the same for its name in every run of this seed (FNV-1a).
+    pub(super) fn seed_of(self, name: &str) -> u64 {
+        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        name.bytes().fold(self.seed ^ 0xcbf2_9ce4_8422_2325, fold)
+    }
+
+    /// The machine that a scenario runs on.
+    fn machine(self, scenario: &Scenario) -> Machine {
+        let machine = (scenario.machine)();
+        match machine.iommu {
+            Iommu::Intel => machine.iommu(self.iommu),
+            _ => machine,
+        }
+    }
+
+    /// A run of everything is to fit into CI's time on a fresh machine of two cores; a person who names scenarios wants them.
     fn image(self, kernel: HostKernel) -> Result<Image> {
         if self.everything && !Image::has_kernel(kernel) {
             return Err(Error::Skipped("the host's other kernel is not built yet, which takes minutes: cargo lab image --kernel iommufd".into()));
@@ -54,124 +61,149 @@ impl Way {
     }
 }
 
-/// A run of scenarios: what is still to do, and what came of the rest.
+/// The scenarios that want one machine, and how many L1s work on them.
+struct Line {
+    machine: Machine,
+    waiting: VecDeque<Scenario>,
+    workers: usize,
+}
+
+impl Line {
+    /// What is left may take this much at most, one after the other.
+    fn left(&self) -> Duration {
+        self.waiting.iter().map(|scenario| scenario.limit).sum()
+    }
+
+    /// Another L1 costs a boot: it is worth that where no other works on the line, or where scenarios wait behind the next one.
+    fn wants_worker(&self) -> bool {
+        self.waiting.len() > if self.workers == 0 { 0 } else { 1 }
+    }
+}
+
+/// A run of scenarios: what is still to do, and the results so far.
 struct Course {
     way: Way,
     dir: PathBuf,
-    /// The longest last. Each has a folder of its own, by its number.
-    waiting: Mutex<Vec<(usize, Batch)>>,
+    lines: Mutex<Vec<Line>>,
     tally: Mutex<Tally>,
-    again: Mutex<Vec<(Machine, Scenario)>>,
+    again: Mutex<Vec<(Machine, Scenario, Accident)>>,
 }
 
 /// Runs them all; logs are kept in `dir`.
 pub(super) fn run(scenarios: Vec<Scenario>, way: Way, dir: &Path) -> Tally {
-    let mut batches = batches(scenarios);
-    batches.sort_by_key(Batch::limit);
     let course = Course {
         way,
         dir: dir.to_owned(),
-        waiting: Mutex::new(batches.into_iter().enumerate().collect()),
+        lines: Mutex::new(lines(scenarios, way)),
         tally: Mutex::default(),
         again: Mutex::default(),
     };
     thread::scope(|scope| {
-        for _ in 0..way.machines.max(1) {
-            scope.spawn(|| course.work());
+        for worker in 0..way.machines.max(1) {
+            let course = &course;
+            scope.spawn(move || course.work(worker));
         }
     });
-    for (number, (machine, scenario)) in locked(&course.again).drain(..).enumerate() {
-        course.repeat(number, &machine, &scenario);
+    let again = std::mem::take(&mut *locked(&course.again));
+    for (number, (machine, scenario, accident)) in again.iter().enumerate() {
+        course.repeat(number, machine, scenario, *accident);
     }
-    *locked(&course.tally)
+    locked(&course.tally).clone()
 }
 
-fn batches(scenarios: Vec<Scenario>) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
+fn lines(scenarios: Vec<Scenario>, way: Way) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
     for scenario in scenarios {
-        let machine = (scenario.machine)();
-        match batches.iter_mut().find(|batch| batch.machine == machine) {
-            Some(batch) => batch.scenarios.push(scenario),
-            None => batches.push(Batch {
+        let machine = way.machine(&scenario);
+        match lines.iter_mut().find(|line| line.machine == machine) {
+            Some(line) => line.waiting.push_back(scenario),
+            None => lines.push(Line {
                 machine,
-                scenarios: vec![scenario],
+                waiting: VecDeque::from([scenario]),
+                workers: 0,
             }),
         }
     }
-    batches
+    lines
 }
 
-/// More than twice what fails by accident at most, in as many scenarios as there are; they take a few minutes.
-const MOST_AGAIN: usize = 16;
+/// The line that wants another worker most: one without any before one that has some, and of those the longest.
+fn most_wanting(lines: &[Line]) -> Option<usize> {
+    let wanting = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| line.wants_worker());
+    wanting
+        .min_by_key(|(_, line)| (line.workers, std::cmp::Reverse(line.left())))
+        .map(|(index, _)| index)
+}
 
 impl Course {
-    /// Takes batches until there is none left.
-    fn work(&self) {
-        loop {
-            let next = locked(&self.waiting).pop();
-            let Some((number, batch)) = next else { return };
-            self.batch(&self.dir.join(format!("batch-{number}")), batch);
+    /// Works off lines until no line wants another worker.
+    fn work(&self, worker: usize) {
+        for turn in 0.. {
+            let mut lines = locked(&self.lines);
+            let Some(index) = most_wanting(&lines) else {
+                return;
+            };
+            lines[index].workers += 1;
+            let machine = lines[index].machine.clone();
+            drop(lines);
+            let dir = self.dir.join(format!("l1-{worker}-{turn}"));
+            self.line(&dir, &machine, || {
+                locked(&self.lines)[index].waiting.pop_front()
+            });
+            locked(&self.lines)[index].workers -= 1;
         }
     }
 
-    fn batch(&self, dir: &Path, batch: Batch) {
-        let image = match self.way.image(batch.machine.kernel) {
+    /// Runs scenarios on one machine, as long as there is a next one.
+    fn line(&self, dir: &Path, machine: &Machine, mut next: impl FnMut() -> Option<Scenario>) {
+        let image = match self.way.image(machine.kernel) {
             Ok(image) => image,
-            Err(error) => return self.none_of(&batch, error),
-        };
-        let mut boots = Boots::new(&image, &batch.machine, dir, self.way.effort);
-        for scenario in batch.scenarios {
-            let start = Instant::now();
-            let result = boots.run(&scenario);
-            let took = start.elapsed();
-            match result {
-                Err(error) if self.has_another_chance(&error) => {
-                    locked(&self.tally).put_off(scenario.name, took, &error);
-                    locked(&self.again).push((batch.machine.clone(), scenario));
+            Err(error) => {
+                let result = Err(error);
+                while let Some(scenario) = next() {
+                    locked(&self.tally).count(scenario.name, Duration::ZERO, &result);
                 }
-                result => locked(&self.tally).count(scenario.name, took, &result),
+                return;
+            }
+        };
+        let mut boots = Boots::new(&image, machine, dir, self.way);
+        while let Some(scenario) = next() {
+            let start = Instant::now();
+            match boots.run(&scenario) {
+                Err(Error::Accident { accident, error }) => {
+                    let error = Error::Accident { accident, error };
+                    locked(&self.tally).put_off(scenario.name, start.elapsed(), &error);
+                    locked(&self.again).push((machine.clone(), scenario, accident));
+                }
+                result => locked(&self.tally).count(scenario.name, start.elapsed(), &result),
             }
         }
+        self.keep_accidents(&boots);
     }
 
-    fn none_of(&self, batch: &Batch, error: Error) {
-        let result = Err(error);
-        for scenario in &batch.scenarios {
-            locked(&self.tally).count(scenario.name, Duration::ZERO, &result);
-        }
-    }
-
-    /// In emulation, on a machine that two of them share, an L1 can be too slow for the drivers in it, or lose an interrupt of its
-    /// timer. What fails for such a reason passes alone. What fails because of Viaduct does not, or may not: a panic is one too many,
-    /// a long run is there to find what is rare, and where many fail it is no accident.
-    fn has_another_chance(&self, error: &Error) -> bool {
-        let text = error.to_string();
-        let is_defect = ["panicked at", "defect of viaduct"]
-            .iter()
-            .any(|sign| text.contains(sign));
-        self.way.everything
-            && self.way.effort == Effort::Usual
-            && !error.is_skip()
-            && !is_defect
-            && locked(&self.again).len() < MOST_AGAIN
-    }
-
-    /// Alone, and once more where the same accident happens alone: it does to some in a hundred.
-    fn repeat(&self, number: usize, machine: &Machine, scenario: &Scenario) {
+    /// Once more and alone, with the same seed.
+    fn repeat(&self, number: usize, machine: &Machine, scenario: &Scenario, accident: Accident) {
         let start = Instant::now();
-        let run = |try_number: usize| {
-            let dir = self.dir.join(format!("again-{number}-{try_number}"));
-            let image = self.way.image(machine.kernel)?;
-            Boots::new(&image, machine, &dir, self.way.effort).run(scenario)
-        };
-        let result = match run(0) {
-            Err(error) if !error.is_skip() => {
-                note(&format!("{} failed alone as well: {error}", scenario.name));
-                run(1)
-            }
-            result => result,
-        };
-        locked(&self.tally).count(scenario.name, start.elapsed(), &result);
+        let dir = self.dir.join(format!("again-{number}"));
+        let result = self.way.image(machine.kernel).and_then(|image| {
+            let mut boots = Boots::new(&image, machine, &dir, self.way);
+            let result = boots.run(scenario);
+            self.keep_accidents(&boots);
+            result
+        });
+        let end = if result.is_ok() { "passed" } else { "failed" };
+        let mut tally = locked(&self.tally);
+        tally.accident(scenario.name, &format!("{accident}; {end} the second time"));
+        tally.count(scenario.name, start.elapsed(), &result);
+    }
+
+    fn keep_accidents(&self, boots: &Boots<'_>) {
+        for cause in boots.accidents() {
+            locked(&self.tally).accident("a boot", cause);
+        }
     }
 }
 
@@ -183,6 +215,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::cards::Cards;
+
+    const WAY: Way = Way {
+        effort: Effort::Usual,
+        machines: 1,
+        iommu: Iommu::Intel,
+        seed: 1,
+        everything: true,
+    };
 
     fn scenario(name: &'static str, machine: fn() -> Machine, limit_s: u64) -> Scenario {
         Scenario {
@@ -201,52 +241,55 @@ mod tests {
         Machine::with_cards(Cards::sriov())
     }
 
-    #[test]
-    fn scenarios_on_one_machine_are_one_batch_in_their_order() {
-        let batches = batches(vec![
+    fn three() -> Vec<Scenario> {
+        vec![
             scenario("a", plain, 10),
             scenario("b", with_card, 25),
             scenario("c", plain, 20),
-        ]);
-        let names = |batch: &Batch| -> Vec<&str> {
-            batch
-                .scenarios
-                .iter()
-                .map(|scenario| scenario.name)
-                .collect()
-        };
-        assert_eq!(
-            batches.iter().map(names).collect::<Vec<_>>(),
-            [vec!["a", "c"], vec!["b"]]
-        );
-        assert_eq!(batches[0].limit(), Duration::from_secs(30));
+        ]
     }
 
     #[test]
-    fn only_a_run_of_everything_gives_a_second_chance_and_never_to_a_skip() {
-        let course = |everything| Course {
-            way: Way {
-                effort: Effort::Usual,
-                machines: 1,
-                everything,
-            },
-            dir: PathBuf::new(),
-            waiting: Mutex::default(),
-            tally: Mutex::default(),
-            again: Mutex::default(),
+    fn scenarios_on_one_machine_are_one_line_in_their_order() {
+        let lines = lines(three(), WAY);
+        let names = |line: &Line| -> Vec<&str> {
+            line.waiting.iter().map(|scenario| scenario.name).collect()
         };
-        let failed = Error::Unexpected("not so".into());
-        assert!(course(true).has_another_chance(&failed));
-        assert!(!course(false).has_another_chance(&failed));
-        assert!(!course(true).has_another_chance(&Error::Skipped("no card".into())));
-        let panicked = Error::Unexpected("thread 'vcpu0' panicked at vcpu.rs:1".into());
-        assert!(!course(true).has_another_chance(&panicked));
-        let many = course(true);
-        let again = (0..MOST_AGAIN).map(|_| (plain(), scenario("a", plain, 1)));
-        locked(&many.again).extend(again);
-        assert!(!many.has_another_chance(&failed));
-        let mut thorough = course(true);
-        thorough.way.effort = Effort::Thorough;
-        assert!(!thorough.has_another_chance(&failed));
+        assert_eq!(
+            lines.iter().map(names).collect::<Vec<_>>(),
+            [vec!["a", "c"], vec!["b"]]
+        );
+        assert_eq!(lines[0].left(), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_worker_takes_the_longest_line_without_one_and_then_helps_where_two_wait() {
+        let mut lines = lines(three(), WAY);
+        assert_eq!(most_wanting(&lines), Some(0));
+        lines[0].workers = 1;
+        assert_eq!(most_wanting(&lines), Some(1));
+        lines[1].workers = 1;
+        assert_eq!(most_wanting(&lines), Some(0), "two wait there");
+        lines[0].waiting.pop_front();
+        assert_eq!(most_wanting(&lines), None, "one is not worth a boot");
+    }
+
+    #[test]
+    fn another_iommu_takes_the_place_of_the_one_in_use_and_of_no_other() {
+        let amd = Way {
+            iommu: Iommu::Amd,
+            ..WAY
+        };
+        let without = scenario("a", || plain().iommu(Iommu::Absent), 1);
+        assert_eq!(amd.machine(&without).iommu, Iommu::Absent);
+        assert_eq!(amd.machine(&scenario("b", plain, 1)).iommu, Iommu::Amd);
+    }
+
+    #[test]
+    fn a_scenarios_seed_follows_from_the_runs_and_from_its_name() {
+        let other = Way { seed: 2, ..WAY };
+        assert_eq!(WAY.seed_of("a"), WAY.seed_of("a"));
+        assert_ne!(WAY.seed_of("a"), WAY.seed_of("b"));
+        assert_ne!(WAY.seed_of("a"), other.seed_of("a"));
     }
 }

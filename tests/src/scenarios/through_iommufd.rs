@@ -32,7 +32,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             name: "through iommufd, DMA outside of the guest's memory reaches nothing and is told of with device and address",
             machine: with_engine,
             limit: Duration::from_secs(120),
-            run: dma::stray_dma,
+            run: |l1| dma::stray_dma(l1, address_space::ENGINE),
         },
         Scenario {
             name: "through iommufd, a BAR that other devices cannot be let into is a warning",

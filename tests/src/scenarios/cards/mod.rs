@@ -13,7 +13,7 @@ use super::{Scenario, expect};
 use crate::disks::RANDOM_BYTES;
 use crate::error::{Error, Result};
 use crate::host::Host;
-pub(crate) use table::{CARDS, Card, Interrupts, machine};
+pub(crate) use table::{CARDS, Card, EDU, Interrupts, RTL8139, machine};
 pub(super) use together::work_through_reboots;
 
 /// Where `lab-card` writes on a disk, and how much.
@@ -77,7 +77,7 @@ impl Use {
 
 /// The card in this slot of the guest works: by its driver, with interrupts of its kind, reading from its disk what the lab put
 /// there.
-fn expect_works(l1: &Host, console: &str, card: &Card, slot: usize) -> Result<Use> {
+pub(super) fn expect_works(l1: &Host, console: &str, card: &Card, slot: usize) -> Result<Use> {
     let used = Use::said(console, card.used_as, slot)?;
     let who = format!("{} in slot {slot:#x}", card.driver);
     expect(

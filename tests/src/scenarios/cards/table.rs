@@ -40,7 +40,7 @@ pub(crate) struct Card {
     /// The lab's disk on it.
     pub(crate) disk: Option<&'static str>,
     /// QEMU's arguments that plug it in, unless the example card is it.
-    pub(super) plug: &'static str,
+    pub(crate) plug: &'static str,
 }
 
 pub(crate) const IGB: usize = 0;
