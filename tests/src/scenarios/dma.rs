@@ -6,6 +6,7 @@ use super::address_space;
 use super::vf::number_after;
 use super::{Scenario, expect};
 use crate::agent::{Event, Job};
+use crate::cards::Iommu;
 use crate::error::{Error, Result};
 use crate::host::Host;
 
@@ -45,8 +46,15 @@ pub(super) fn stray_dma(l1: &Host, engine: &str) -> Result<()> {
         !console.contains("read 0x80"),
         "the guest read nothing of the host's page",
     )?;
-    for what in ["write to", "read from"] {
-        let told = format!("warn: {engine}: DMA {what} {address:#x} refused by the IOMMU");
+    // The kernel cannot tell a read from a write in AMD-Vi's event, and QEMU's AMD-Vi (11.1.3) reports address 0 in each.
+    let is_amd = l1.iommu() == Iommu::Amd;
+    let (accesses, reported) = if is_amd {
+        (&["to"][..], 0)
+    } else {
+        (&["write to", "read from"][..], address)
+    };
+    for access in accesses {
+        let told = format!("warn: {engine}: DMA {access} {reported:#x} refused by the IOMMU");
         expect(
             guest.errors().contains(&told),
             &format!("viaduct says: {told}"),
@@ -56,7 +64,7 @@ pub(super) fn stray_dma(l1: &Host, engine: &str) -> Result<()> {
     let refused = stats.split("\"refused_dma\"").nth(1).unwrap_or_default();
     expect(
         number_after(refused, "\"count\": ") >= 2
-            && number_after(refused, "\"last_address\": ") == address,
+            && number_after(refused, "\"last_address\": ") == reported,
         "the statistics have it",
     )?;
     page.close_stdin()?;

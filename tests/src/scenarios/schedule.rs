@@ -74,9 +74,12 @@ impl Line {
         self.waiting.iter().map(|scenario| scenario.limit).sum()
     }
 
-    /// Another L1 costs a boot: it is worth that where no other works on the line, or where scenarios wait behind the next one.
+    /// Another L1 costs a boot. It is worth that where no other works on the line, or where two wait besides the next one of each.
     fn wants_worker(&self) -> bool {
-        self.waiting.len() > if self.workers == 0 { 0 } else { 1 }
+        match self.workers {
+            0 => !self.waiting.is_empty(),
+            workers => self.waiting.len() >= workers + 2,
+        }
     }
 }
 
@@ -246,6 +249,7 @@ mod tests {
             scenario("a", plain, 10),
             scenario("b", with_card, 25),
             scenario("c", plain, 20),
+            scenario("d", plain, 1),
         ]
     }
 
@@ -257,19 +261,19 @@ mod tests {
         };
         assert_eq!(
             lines.iter().map(names).collect::<Vec<_>>(),
-            [vec!["a", "c"], vec!["b"]]
+            [vec!["a", "c", "d"], vec!["b"]]
         );
-        assert_eq!(lines[0].left(), Duration::from_secs(30));
+        assert_eq!(lines[0].left(), Duration::from_secs(31));
     }
 
     #[test]
-    fn a_worker_takes_the_longest_line_without_one_and_then_helps_where_two_wait() {
+    fn a_worker_takes_the_longest_line_without_one_and_then_helps_where_several_wait() {
         let mut lines = lines(three(), WAY);
         assert_eq!(most_wanting(&lines), Some(0));
         lines[0].workers = 1;
         assert_eq!(most_wanting(&lines), Some(1));
         lines[1].workers = 1;
-        assert_eq!(most_wanting(&lines), Some(0), "two wait there");
+        assert_eq!(most_wanting(&lines), Some(0), "two wait besides the next");
         lines[0].waiting.pop_front();
         assert_eq!(most_wanting(&lines), None, "one is not worth a boot");
     }
