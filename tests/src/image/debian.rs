@@ -5,11 +5,11 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::{lines, mirror, succeed};
+use super::runner::System;
+use super::{lines, mirror};
 use crate::children::Owned;
 use crate::error::{Doing, Error, Result, tail_of};
-use crate::progress::{note, step};
-use crate::sys;
+use crate::progress::note;
 
 /// The release that everything is taken from.
 pub(super) const SUITE: &str = "trixie";
@@ -34,13 +34,19 @@ pub(super) struct Installation {
 impl Installation {
     /// One of these packages, a name a line.
     pub(super) fn of(packages: &str) -> Result<Self> {
-        prepare_runner()?;
+        let system = System::read();
+        // Before anything is installed on this machine: without an archive that would be in vain.
+        let mirror = mirror::find(&system)?;
+        system.prepare()?;
         let mut command = Command::new("mmdebstrap");
         let names = lines(packages).collect::<Vec<_>>();
         command.args(OPTIONS).args(apt_options());
         command.arg(format!("--include={}", names.join(",")));
+        if let Some(keyring) = system.keyring() {
+            command.arg(format!("--keyring={keyring}"));
+        }
         Ok(Self {
-            mirror: mirror::find()?,
+            mirror,
             count: names.len(),
             command,
             has_backports: false,
@@ -108,51 +114,6 @@ impl Installation {
             tail: format!("{}\n  the whole log: {}", tail_of(log, 15), log.display()),
         })
     }
-}
-
-/// Installs the one tool that the runner itself needs, or says what to type.
-fn prepare_runner() -> Result<()> {
-    if !sys::is_root() {
-        return Err(Error::Missing {
-            what: "making the host image needs root (it installs a Debian tree)".into(),
-            fix: "make it once as root, with this user's cache:  sudo --preserve-env=HOME,PATH cargo lab image"
-                .into(),
-        });
-    }
-    if on_path("mmdebstrap") {
-        return Ok(());
-    }
-    if !on_path("apt-get") {
-        return Err(Error::Missing {
-            what: "mmdebstrap is missing, and there is no apt-get to install it with".into(),
-            fix: "install it with this system's package manager, or use Debian bookworm or later"
-                .into(),
-        });
-    }
-    step("Installing mmdebstrap on this machine", || {
-        apt_get(&["update"])?;
-        apt_get(&[
-            "install",
-            "-y",
-            "--no-install-recommends",
-            "mmdebstrap",
-            "debian-archive-keyring",
-        ])
-    })
-}
-
-fn on_path(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
-}
-
-fn apt_get(arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new("apt-get");
-    command
-        .arg("-q")
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    succeed(command)
 }
 
 /// How this machine's apt reaches its archives (a proxy, above all) holds for the tree as well.

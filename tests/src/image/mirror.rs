@@ -1,9 +1,10 @@
-//! Which Debian archive to install from: the one this machine's own apt uses, so that a local mirror stays in use.
-//! Reads both notations of sources.list(5).
+//! Which Debian archive to install from: the one this machine's own apt uses, so that a local mirror stays in use. Reads both
+//! notations of sources.list(5). On another distribution there is usually none, and `$VIADUCT_LAB_MIRROR` has to name one.
 
 use std::fs;
 use std::path::Path;
 
+use super::runner::System;
 use crate::error::{Error, Result};
 
 /// One archive of apt's sources.
@@ -29,15 +30,23 @@ const SUITES: [&str; 9] = [
 ];
 
 /// The archive's URI: `$VIADUCT_LAB_MIRROR`, else the best match among apt's sources.
-pub(super) fn find() -> Result<String> {
-    if let Ok(uri) = std::env::var("VIADUCT_LAB_MIRROR") {
-        return Ok(uri);
+pub(super) fn find(system: &System) -> Result<String> {
+    match std::env::var("VIADUCT_LAB_MIRROR") {
+        Ok(uri) if !uri.is_empty() => Ok(uri),
+        _ => among(&read_all(Path::new("/etc/apt")), system),
     }
-    let sources = read_all(Path::new("/etc/apt"));
-    pick(&sources).map(resolve).ok_or_else(|| Error::Missing {
-        what: "no Debian archive among this machine's apt sources (/etc/apt/sources.list*)".into(),
-        fix: "name one:  VIADUCT_LAB_MIRROR=URI cargo lab image".into(),
-    })
+}
+
+fn among(sources: &[Source], system: &System) -> Result<String> {
+    pick(sources, system)
+        .map(resolve)
+        .ok_or_else(|| Error::Missing {
+            what: format!(
+                "the apt sources of this machine ({}) have no Debian archive to install the simulated host from",
+                system.name
+            ),
+            fix: "name a Debian mirror by its URI:  VIADUCT_LAB_MIRROR=http://…/debian cargo lab image".into(),
+        })
 }
 
 fn read_all(apt: &Path) -> Vec<Source> {
@@ -116,20 +125,20 @@ fn stanza(text: &str) -> Option<Source> {
     })
 }
 
-/// Others publish under Debian's suite names too, so the archive is the one that looks most like it.
-fn pick(sources: &[Source]) -> Option<&Source> {
+/// Others publish under Debian's suite names too (`stable main` is common), so the archive is the one that looks most like it.
+/// One that looks like it by neither path nor key is it only on a Debian, and only for that Debian's own release.
+fn pick<'a>(sources: &'a [Source], system: &System) -> Option<&'a Source> {
     let score = |source: &Source| {
-        let known = source
-            .suites
-            .iter()
-            .any(|suite| SUITES.contains(&suite.as_str()));
+        let has = |suite: &str| source.suites.iter().any(|one| one == suite);
+        let known = SUITES.iter().any(|suite| has(suite));
         let main = source
             .components
             .iter()
             .any(|component| component == "main");
         let path = source.uri.trim_end_matches('/').ends_with("/debian");
         let key = source.keyring.contains("debian-archive");
-        (known && main).then_some(u8::from(path) + u8::from(key))
+        let own = system.is_debian() && has(&system.codename);
+        (known && main && (path || key || own)).then_some(u8::from(path) + u8::from(key))
     };
     let scored = sources
         .iter()
@@ -153,6 +162,7 @@ fn resolve(source: &Source) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::runner::tests::{BOOKWORM, UBUNTU};
     use super::*;
 
     const STANZAS: &str = "Types: deb\n# a comment: with a colon\nURIs: http://mirror.example/debian\n\
@@ -170,10 +180,41 @@ mod tests {
         .filter_map(line)
         .collect();
         sources.extend(STANZAS.split("\n\n").filter_map(stanza));
-        assert_eq!(
-            pick(&sources).map(|source| source.uri.as_str()),
-            Some("http://mirror.example/debian")
+        for system in [BOOKWORM, UBUNTU] {
+            let picked = pick(&sources, &System::parse(system));
+            assert_eq!(
+                picked.map(|source| source.uri.as_str()),
+                Some("http://mirror.example/debian")
+            );
+        }
+    }
+
+    /// What an Ubuntu 24.04 with a browser and Docker has.
+    const UBUNTU_SOURCES: &str = "Types: deb\nURIs: http://mirror.example/ubuntu/\nSuites: noble noble-updates noble-backports\n\
+        Components: main universe restricted multiverse\nSigned-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg\n\n\
+        Types: deb\nURIs: https://browser.example/linux/deb/\nSuites: stable\nComponents: main\n\n\
+        Types: deb\nURIs: https://docker.example/linux/ubuntu\nSuites: noble\nComponents: stable\n";
+
+    #[test]
+    fn on_ubuntu_no_source_is_debians_and_the_error_names_the_variable() {
+        let sources: Vec<Source> = UBUNTU_SOURCES.split("\n\n").filter_map(stanza).collect();
+        assert_eq!(sources.len(), 3);
+        let text = among(&sources, &System::parse(UBUNTU))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("Ubuntu 24.04.1 LTS") && text.contains("VIADUCT_LAB_MIRROR="),
+            "{text}"
         );
+    }
+
+    #[test]
+    fn a_mirror_with_an_unusual_path_is_taken_on_a_debian_of_that_release() {
+        let sources = [line("deb http://apt.example/mirror bookworm main").unwrap()];
+        assert!(pick(&sources, &System::parse(BOOKWORM)).is_some());
+        assert!(pick(&sources, &System::parse(UBUNTU)).is_none());
+        let browser = [line("deb http://browser.example/deb stable main").unwrap()];
+        assert!(pick(&browser, &System::parse(BOOKWORM)).is_none());
     }
 
     #[test]
@@ -197,6 +238,6 @@ mod tests {
             stanza("Enabled: no\nTypes: deb\nURIs: http://m/debian\nSuites: sid\nComponents: main"),
             None
         );
-        assert_eq!(pick(&[]), None);
+        assert_eq!(pick(&[], &System::parse(BOOKWORM)), None);
     }
 }

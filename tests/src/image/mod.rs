@@ -8,6 +8,7 @@ mod kernel;
 mod key;
 mod mirror;
 mod modules;
+mod runner;
 mod system;
 mod tree;
 mod vmlinux;
