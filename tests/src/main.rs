@@ -10,6 +10,7 @@ mod children;
 mod demo;
 mod disks;
 mod effort;
+mod engine;
 mod error;
 mod guest;
 mod host;
@@ -33,6 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use agent::Event;
 use cards::{Cards, HostKernel, Iommu, Machine};
 use effort::Effort;
+use engine::Engine;
 use error::{Doing, Error, Result};
 use host::Host;
 use image::Image;
@@ -295,13 +297,9 @@ fn boot(machine: &Machine, name: &str) -> Result<Host> {
     checks::build_viaduct()?;
     let image = Image::ready(machine.kernel)?;
     let dir = paths::run(name)?;
-    let engine = if qemu::has_nested_kvm() {
-        "KVM"
-    } else {
-        "emulation"
-    };
+    let engine = Engine::of_runner();
     let what = format!(
-        "Booting L1 in QEMU ({engine}); its command line and logs: {}",
+        "Booting L1 in QEMU on {engine}; its command line and logs: {}",
         dir.display()
     );
     step(&what, || Host::boot(&image, machine, &dir))

@@ -1,34 +1,20 @@
 //! The command line of the QEMU that simulates L1: a machine with an IOMMU, on real nested virtualisation where the runner
 //! has it and in emulation where it does not.
 
-use std::fs::{self, OpenOptions};
 use std::process::Command;
 
 use crate::agent;
 use crate::cards::{Iommu, Machine, Places};
+use crate::engine::Engine;
 use crate::image::Image;
 
 /// Whose sockets the lab listens on: QEMU connects L1's agent and its own monitor to them.
 pub(crate) const AGENT: &str = "agent";
 pub(crate) const MONITOR: &str = "monitor";
 
-/// Whether this machine can run L1 on real virtualisation, with KVM inside it. That /dev/kvm opens is not enough: without vmx
-/// or svm it is a software KVM, which a stock kernel dies on.
+/// Whether L1 runs on the runner's KVM, with KVM inside it.
 pub(crate) fn has_nested_kvm() -> bool {
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = cpu
-        .lines()
-        .find(|line| line.starts_with("flags"))
-        .unwrap_or_default();
-    let hardware = flags
-        .split_whitespace()
-        .any(|flag| flag == "vmx" || flag == "svm");
-    hardware
-        && OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_ok()
+    *Engine::of_runner() == Engine::Kvm
 }
 
 /// The command line of an L1 that the lab's agent answers in. QEMU's stdin and stdout are L1's hvc0.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{Scenario, expect};
 use crate::cards::Machine;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::qemu;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -54,8 +54,8 @@ fn host_is_complete(l1: &Host) -> Result<()> {
 }
 
 fn host_is_on_kvm(l1: &Host) -> Result<()> {
-    if !qemu::has_nested_kvm() {
-        return Err(Error::Skipped("this runner has neither vmx nor svm".into()));
+    if let Engine::Emulation(why) = Engine::of_runner() {
+        return Err(Error::Skipped(why.clone()));
     }
     l1.sh("dmesg | grep 'Hypervisor detected: KVM'").map(drop)
 }
