@@ -4,6 +4,7 @@ mod accident;
 mod agent;
 mod bench;
 mod binding;
+mod capacity;
 mod cards;
 mod checks;
 mod children;

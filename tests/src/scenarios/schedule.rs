@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::Scenario;
 use super::boots::Boots;
 use crate::accident::Accident;
+use crate::capacity;
 use crate::cards::{HostKernel, Iommu, Machine};
 use crate::effort::Effort;
 use crate::error::{Error, Result};
@@ -32,9 +33,9 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// An L1 keeps one processor busy and sometimes two. More than two of them want memory that a small runner does not have.
+    /// As many L1s side by side as this machine has room for.
     pub(crate) fn usual_machines() -> usize {
-        thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
+        capacity::machines()
     }
 
     /// What a scenario's random points are drawn from: the same for its name in every run of this seed (FNV-1a).
