@@ -23,6 +23,7 @@ mod progress;
 mod qemu;
 mod report;
 mod scenarios;
+mod space;
 mod sys;
 mod terminal;
 
@@ -35,7 +36,6 @@ use clap::{Args, Parser, Subcommand};
 use agent::Event;
 use cards::{Cards, HostKernel, Iommu, Machine};
 use effort::Effort;
-use engine::Engine;
 use error::{Doing, Error, Result};
 use host::Host;
 use image::Image;
@@ -61,6 +61,9 @@ enum Order {
         /// The disk of a whole Debian for guests as well; a scenario that wants it has it made otherwise.
         #[arg(long)]
         debian: bool,
+        /// Install Debian's packages again, as the archive has them now. Otherwise they stay as they were first installed.
+        #[arg(long)]
+        refresh: bool,
     },
     /// Runs one command in L1 and leaves with its exit code.
     Host {
@@ -189,7 +192,14 @@ fn main() {
 
 fn obey(command: Order) -> Result<i32> {
     match command {
-        Order::Image { kernel, debian } => {
+        Order::Image {
+            kernel,
+            debian,
+            refresh,
+        } => {
+            if refresh {
+                Image::refresh()?;
+            }
             let image = Image::ready(kernel.kernel)?;
             if debian {
                 image.with_debian()?;
@@ -298,9 +308,9 @@ fn boot(machine: &Machine, name: &str) -> Result<Host> {
     checks::build_viaduct()?;
     let image = Image::ready(machine.kernel)?;
     let dir = paths::run(name)?;
-    let engine = Engine::of_runner();
+    image.announce(&dir)?;
     let what = format!(
-        "Booting L1 in QEMU on {engine}; its command line and logs: {}",
+        "Booting L1 in QEMU; its command line and logs: {}",
         dir.display()
     );
     step(&what, || Host::boot(&image, machine, &dir))

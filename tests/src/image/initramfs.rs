@@ -57,6 +57,9 @@ const ENDINGS: [(&str, &str); 3] = [
     ),
 ];
 
+/// What `build` takes at its largest: the kernels, the archives, and modules that are unpacked for them.
+pub(super) const BUILD_MIB: u64 = 384;
+
 /// The key of what `build` makes: the tree, everything that is put in, and how.
 pub(super) fn key(tree: &Tree) -> Key {
     let recipe = [

@@ -18,6 +18,9 @@ const PACKAGES: &str = include_str!("../../../resources/lab/kernel.packages");
 const HOOK: &str = "--customize-hook=mkdir \"$1/lab\" && cp \"$LAB_DIR/config\" \"$LAB_DIR/build\" \"$1/lab\" && \
      chroot \"$1\" sh /lab/build >&2 && cp \"$1\"/lab/out/* \"$LAB_DIR\"";
 
+/// What a build takes at its largest: its tools, the source, and the objects.
+const BUILD_MIB: u64 = 3584;
+
 /// A finished kernel in the cache.
 #[derive(Debug, Clone)]
 pub(super) struct Kernel {
@@ -48,7 +51,9 @@ impl Kernel {
             let debian = Installation::of(PACKAGES)?;
             let shown = debian.shown();
             let what = format!("Building a host kernel with iommufd (minutes), in {shown}");
-            step(&what, || built(&kernel.dir, |dir| build(dir, debian)))?;
+            step(&what, || {
+                built(&kernel.dir, BUILD_MIB, |dir| build(dir, debian))
+            })?;
         }
         Ok(kernel)
     }

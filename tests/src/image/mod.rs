@@ -11,18 +11,23 @@ mod modules;
 mod runner;
 mod system;
 mod tree;
+mod versions;
 mod vmlinux;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::cards::HostKernel;
+use crate::engine::Engine;
 use crate::error::{Doing, Error, Result, tail};
-use crate::paths;
 use crate::progress::{note, step};
+use crate::{paths, space};
 
 use kernel::Kernel;
+use modules::Modules;
 use system::System;
 pub(crate) use tree::Tree;
 
@@ -33,6 +38,8 @@ pub(crate) struct Image {
     dir: PathBuf,
     /// The host's kernel, unless it is the tree's.
     other: Option<Kernel>,
+    /// Locked while the image is in use, so that another process does not replace its tree.
+    _in_use: Arc<File>,
 }
 
 impl Image {
@@ -60,18 +67,81 @@ impl Image {
     }
 
     fn stock(cache: &Path) -> Result<Self> {
+        // Before the lock: a refresh has this one exclusively, and waits for no lock.
+        let in_use = Arc::new(in_use(cache)?);
+        let shared = in_use.lock_shared();
+        shared.doing(|| format!("locking the cache {}", cache.display()))?;
         let _one_builder = lock(cache, "lock")?;
         let tree = Tree::ready(cache)?;
-        let dir = cache.join(format!("image-{}", initramfs::key(&tree)));
-        let other = None;
-        let image = Self { tree, dir, other };
+        let dir = Self::folder(cache, &tree);
+        let image = Self {
+            tree,
+            dir,
+            other: None,
+            _in_use: in_use,
+        };
         if !image.dir.exists() {
             let what = "Making the initial file systems of L1 and L2";
             step(what, || {
-                built(&image.dir, |dir| initramfs::build(&image.tree, dir))
+                built(&image.dir, initramfs::BUILD_MIB, |dir| {
+                    initramfs::build(&image.tree, dir)
+                })
             })?;
         }
         Ok(image)
+    }
+
+    fn folder(cache: &Path, tree: &Tree) -> PathBuf {
+        cache.join(format!("image-{}", initramfs::key(tree)))
+    }
+
+    /// Installs the tree again, with the packages that the archive has now. What is made from a tree is named after its packages,
+    /// so what was made from the earlier one is removed with it.
+    pub(crate) fn refresh() -> Result<()> {
+        let cache = paths::cache();
+        fs::create_dir_all(&cache).doing(|| format!("making the cache {}", cache.display()))?;
+        let alone = in_use(&cache)?;
+        if alone.try_lock().is_err() {
+            return Err(Error::Missing {
+                what: format!("another lab uses the images in {}", cache.display()),
+                fix: "refresh them when it has ended".into(),
+            });
+        }
+        let _one_builder = lock(&cache, "lock")?;
+        let Some(earlier) = Tree::cached(&cache)? else {
+            return Ok(());
+        };
+        let made_from_it = [
+            Self::folder(&cache, &earlier),
+            System::folder(&cache, &earlier),
+        ];
+        earlier.renew()?;
+        let stale = made_from_it.iter().filter(|folder| folder.exists());
+        stale.map(PathBuf::as_path).try_for_each(remove)
+    }
+
+    /// Says what a run runs on, in two lines, and keeps that with the version of every package in the run's folder.
+    pub(crate) fn announce(&self, run: &Path) -> Result<()> {
+        let qemu = self.tree.packages().upstream("qemu-system-x86");
+        let guest = Modules::of(&self.tree)?.release().to_owned();
+        let host = match &self.other {
+            Some(kernel) => kernel.release()?,
+            None => guest.clone(),
+        };
+        let age = versions::age(self.tree.installed()?, SystemTime::now());
+        let lines = [
+            format!(
+                "QEMU {}, L1 kernel {host}, guest kernel {guest}; packages {age}",
+                qemu.unwrap_or("(unknown)")
+            ),
+            format!("L1 runs on {}", Engine::of_runner()),
+        ];
+        for line in &lines {
+            eprintln!("lab: {line}");
+        }
+        let path = run.join("versions");
+        let text = format!("{}\n{}", lines.join("\n"), self.tree.packages().list());
+        fs::write(&path, text).doing(|| format!("writing {}", path.display()))
     }
 
     /// The tree, and with it QEMU and the root disk.
@@ -113,6 +183,12 @@ impl Image {
     }
 }
 
+/// The file that every process with an image has a shared lock of.
+fn in_use(cache: &Path) -> Result<File> {
+    let path = cache.join("in-use");
+    File::create(&path).doing(|| format!("opening {}", path.display()))
+}
+
 /// Two labs started at once must not build the same thing. Whoever holds the file is the builder.
 fn lock(cache: &Path, name: &str) -> Result<File> {
     let path = cache.join(name);
@@ -126,15 +202,25 @@ fn lock(cache: &Path, name: &str) -> Result<File> {
 }
 
 /// Builds beside the final place and renames, so that what is there is whole. What an interrupted build left is removed
-/// first; the lock says that it is nobody's.
-fn built(dir: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// first; the lock says that it is nobody's. `needed_mib` is what the build takes at its largest.
+fn built(dir: &Path, needed_mib: u64, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let unfinished = dir.with_extension("unfinished");
     if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).doing(|| format!("removing {}", unfinished.display()))?;
+        remove(&unfinished)?;
     }
+    let cache = dir.parent().unwrap_or(dir);
+    space::check(
+        cache,
+        needed_mib,
+        "building the image of the simulated host",
+    )?;
     fs::create_dir_all(&unfinished).doing(|| format!("making {}", unfinished.display()))?;
     build(&unfinished)?;
     fs::rename(&unfinished, dir).doing(|| format!("renaming to {}", dir.display()))
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    fs::remove_dir_all(dir).doing(|| format!("removing {}", dir.display()))
 }
 
 /// Runs a program to its end; its words are only shown if it fails.

@@ -27,6 +27,9 @@ const DISK_OPTIONS: [&str; 6] = ["-q", "-F", "-t", "ext4", "-L", "debian"];
 /// Sparse, so this is only a bound: what is installed, and half as much again for what a guest writes.
 const DISK_SIZE: &str = "700M";
 
+/// What an installation takes at its largest: the packages, what they unpack to, and the disk made of that.
+const BUILD_MIB: u64 = 1024;
+
 /// A finished system in the cache.
 #[derive(Debug)]
 pub(super) struct System {
@@ -36,20 +39,27 @@ pub(super) struct System {
 impl System {
     /// The system of the present recipe, made if it is not in the cache. The caller has the builder's lock.
     pub(super) fn ready(cache: &Path, tree: &Tree) -> Result<Self> {
+        let system = Self {
+            dir: Self::folder(cache, tree),
+        };
+        if !system.dir.exists() {
+            let debian = Installation::of(PACKAGES)?;
+            let what = format!("Installing a guest's {}", debian.shown());
+            step(&what, || {
+                built(&system.dir, BUILD_MIB, |dir| make(dir, debian, tree))
+            })?;
+        }
+        Ok(system)
+    }
+
+    /// Its place in the cache.
+    pub(super) fn folder(cache: &Path, tree: &Tree) -> PathBuf {
         let inputs = lines(PACKAGES).chain(MODULES.iter().flat_map(|list| lines(list)));
         let options = debian::OPTIONS.into_iter().chain(DISK_OPTIONS);
         let recipe = [debian::SUITE, SETUP, HOOK, DISK_SIZE, tree.key()];
         let all = inputs.chain(options).chain(recipe);
         let key = all.fold(Key::new(), |key, input| key.with(input));
-        let system = Self {
-            dir: cache.join(format!("debian-{key}")),
-        };
-        if !system.dir.exists() {
-            let debian = Installation::of(PACKAGES)?;
-            let what = format!("Installing a guest's {}", debian.shown());
-            step(&what, || built(&system.dir, |dir| make(dir, debian, tree)))?;
-        }
-        Ok(system)
+        cache.join(format!("debian-{key}"))
     }
 
     /// Its root file system.

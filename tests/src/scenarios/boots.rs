@@ -12,6 +12,7 @@ use crate::error::{Doing, Error, Result};
 use crate::host::Host;
 use crate::image::Image;
 use crate::log::Log;
+use crate::paths;
 use crate::progress::note;
 
 /// A machine that is booted whenever a scenario finds it down.
@@ -104,6 +105,17 @@ impl<'a> Boots<'a> {
             }
         }
         result
+    }
+}
+
+impl Drop for Boots<'_> {
+    /// Everything that ran on the L1 that is still up has passed: its logs are enough. After a failure the whole folder stays.
+    fn drop(&mut self) {
+        if let Some(host) = self.up.take() {
+            let boot = host.dir().to_owned();
+            drop(host);
+            paths::keep_logs(&boot);
+        }
     }
 }
 

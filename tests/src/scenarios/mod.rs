@@ -131,8 +131,9 @@ pub(crate) fn any(filter: &str) -> bool {
 /// Runs those whose name contains the filter.
 pub(crate) fn run(filter: &str, way: Way) -> Result<Tally> {
     // Without it there is nothing to tell of any scenario.
-    Image::ready(HostKernel::Stock)?;
+    let image = Image::ready(HostKernel::Stock)?;
     let dir = paths::run("test")?;
+    image.announce(&dir)?;
     let tally = schedule::run(named(filter), way, &dir);
     println!("logs: {}", dir.display());
     Ok(tally)
