@@ -174,7 +174,7 @@ impl Host {
         })
     }
 
-    /// To vfio-pci, with its past on disk. Nothing is returned, nor written, of what was there and stays there.
+    /// To vfio-pci, with its past in the journal. Nothing is returned, nor written, of what was there and stays there.
     fn displace(
         &self,
         journal: &mut Journal<'_>,

@@ -1,4 +1,4 @@
-//! What every displaced device was bound to, on disk before the first change: `/run/viaduct/bindings.json`.
+//! The driver that every displaced device had: `/run/viaduct/bindings.json`, written before the first change.
 //!
 //! One lock serialises every viaduct that changes bindings on the host; readers need none, the file is replaced as a whole.
 //! It is in /run because bindings do not outlive the boot either.
@@ -104,7 +104,7 @@ struct Contents {
 
 const VERSION: u32 = 1;
 
-/// The journal, locked. Every change is on disk when the call returns.
+/// The journal, locked. Every change is in the file when the call returns.
 pub(super) struct Journal<'a> {
     host: &'a Host,
     entries: BTreeMap<Bdf, Entry>,

@@ -6,7 +6,7 @@
 //! through one small trait, so that tests can stop the machine between any two steps.
 //!
 //! A device is taken by `driver_override`, never by `new_id`: that one would catch every device with the same ID. What was
-//! there before is on disk before the first change.
+//! there before is in the journal before the first change.
 
 mod attributes;
 mod binding;

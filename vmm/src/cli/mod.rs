@@ -65,7 +65,7 @@ pub enum Command {
     Bind(binding::BindArgs),
     /// Give devices back to their drivers
     Unbind(binding::UnbindArgs),
-    /// Put back every driver that a run or bind of ours displaced, also after a crash
+    /// Put back every driver that a run or bind displaced, also after viaduct was killed
     Restore(binding::RestoreArgs),
     /// Say whether this host is ready to assign devices, and what to type if it is not
     Doctor(doctor::DoctorArgs),

@@ -92,7 +92,7 @@ pub struct RunArgs {
     /// Assign devices that the host itself is using
     #[arg(long)]
     pub force: bool,
-    /// Take what is not typed from a file, which has these options by their names; what is typed counts
+    /// Read options from a TOML file, trusted like the command line; the command line overrides it
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
     /// All of this as such a file.
