@@ -1,8 +1,6 @@
 //! `cargo lab bench cards`: for each card of the scenarios, whether it works, how it interrupts, and what one operation costs in
 //! exits to the VMM's process; and how much longer a guest takes to start for each card it has.
 
-use std::time::Duration;
-
 use super::{ratio, start};
 use crate::error::Result;
 use crate::guest::Plan;
@@ -91,11 +89,8 @@ fn cost(host: &Host, card: &Card, plan: Plan<'_>, slot: usize) -> Result<String>
 fn exits(host: &Host) -> Result<u64> {
     let debugfs = "mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug";
     let counters = "/sys/kernel/debug/kvm/*-*/io_exits /sys/kernel/debug/kvm/*-*/mmio_exits";
-    let said = host.output(
-        &format!("{debugfs}; cat {counters}"),
-        Duration::from_secs(20),
-    )?;
-    let counts = said.stdout.split_whitespace();
+    let said = host.sh(&format!("{debugfs}; cat {counters}"))?;
+    let counts = said.split_whitespace();
     Ok(counts.filter_map(|count| count.parse::<u64>().ok()).sum())
 }
 
