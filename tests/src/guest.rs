@@ -9,6 +9,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use crate::agent::{Event, Job};
 use crate::error::{Doing, Error, Result, tail};
 use crate::host::Host;
+use crate::signs::Speaker;
 
 /// The kernel and initial file system of a guest, as L1 sees them.
 const KERNEL: &str = "/lab/l2/vmlinuz";
@@ -73,6 +74,7 @@ pub(crate) struct Plan<'a> {
     on_terminal: bool,
     limit: Duration,
     shown: bool,
+    panics: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -89,6 +91,7 @@ impl<'a> Plan<'a> {
             on_terminal: false,
             limit: Duration::from_secs(120),
             shown: false,
+            panics: false,
         }
     }
 
@@ -143,6 +146,12 @@ impl<'a> Plan<'a> {
         self
     }
 
+    /// Its kernel is meant to panic, which fails a scenario otherwise.
+    pub(crate) fn panics(mut self) -> Self {
+        self.panics = true;
+        self
+    }
+
     /// The command that starts it, as it would be typed in L1.
     pub(crate) fn command(&self) -> Result<String> {
         let mut cmdline = self.words.clone();
@@ -175,7 +184,12 @@ impl<'a> Plan<'a> {
         let path = self.host.new_file(LOG, "log");
         let file = File::create(&path).doing(|| format!("making {}", path.display()))?;
         self.host.log("L1", &format!("$ {command}"));
-        let job = self.host.job(&self.wrapped(&command), self.limit)?;
+        let speaker = if self.panics {
+            Speaker::PanickingGuest
+        } else {
+            Speaker::Guest
+        };
+        let job = (self.host).job_of(speaker, &self.wrapped(&command), self.limit)?;
         let said = String::new();
         Ok(Guest {
             plan: self,
@@ -291,16 +305,22 @@ impl Guest<'_> {
     /// Takes one event; false when `end` came first, or nothing for so long that nothing will.
     fn turn(&mut self, end: Instant) -> Result<bool> {
         let patience = self.plan.host.amount(SILENCE, self.plan.limit);
-        match self.job.next(end.min(Instant::now() + patience))? {
-            None => return Ok(false),
-            Some(Event::Exit(code)) => {
+        let event = self.job.next(end.min(Instant::now() + patience))?;
+        let came = event.is_some();
+        event.into_iter().for_each(|event| self.take(event));
+        Ok(came)
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Exit(code) => {
                 self.plan
                     .host
                     .log("L1", &format!("the VMM ended with status {code}"));
                 self.code = Some(code);
             }
-            Some(Event::Stdout(bytes)) => self.hear(&bytes),
-            Some(Event::Stderr(bytes)) => {
+            Event::Stdout(bytes) => self.hear(&bytes),
+            Event::Stderr(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
                 self.plan.host.log("vmm", &text);
                 if self.plan.shown {
@@ -309,7 +329,6 @@ impl Guest<'_> {
                 self.errors.push_str(&text);
             }
         }
-        Ok(true)
     }
 
     fn hear(&mut self, bytes: &[u8]) {
@@ -339,11 +358,18 @@ impl Guest<'_> {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
-        if self.code.is_none() {
-            // By SIGTERM the VMM gives its devices back.
-            let _ = self.job.signal(15);
-            let _ = self.job.next(Instant::now() + Duration::from_secs(10));
-            let _ = self.job.signal(9);
+        // By SIGTERM the VMM gives its devices back. What it prints until its end is part of the record.
+        for signal in [libc::SIGTERM, libc::SIGKILL] {
+            if self.code.is_some() || self.signal(signal).is_err() {
+                return;
+            }
+            let end = Instant::now() + Duration::from_secs(10);
+            while self.code.is_none() {
+                match self.job.next(end) {
+                    Ok(Some(event)) => self.take(event),
+                    Ok(None) | Err(_) => break,
+                }
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::image::Image;
 use crate::log::Log;
 use crate::monitor::Monitor;
 use crate::progress::note;
+use crate::signs::Speaker;
 use crate::{paths, qemu, sys};
 
 /// An idle machine boots an L1 in 10 s and a busy one in 40. One that takes longer hangs in the emulator, and is booted once more.
@@ -155,6 +156,21 @@ impl Host {
         });
     }
 
+    /// The result of the scenario that has just ended: a failure where a program printed a sign of one (see `signs`), whatever the
+    /// scenario itself found.
+    pub(crate) fn judge(&self, result: Result<()>) -> Result<()> {
+        let signs = self.agent.take_signs();
+        if signs.is_empty() {
+            return result;
+        }
+        let found = match result {
+            Err(error) if !error.is_skip() => format!("{error}\n"),
+            _ => String::new(),
+        };
+        let signs = signs.join("\n");
+        Err(Error::Unexpected(format!("{found}printed:\n{signs}")))
+    }
+
     /// Of a usual and a thorough number of rounds the one that this run is for.
     pub(crate) fn amount<T>(&self, usual: T, thorough: T) -> T {
         let effort = self.scenario.as_ref().map(|scene| scene.effort);
@@ -231,30 +247,42 @@ impl Host {
         })
     }
 
-    /// Starts a shell command in the background. It ends with the scenario at the latest.
+    /// Starts a shell command in the background. It ends with the scenario at the latest, and when the job is dropped.
     pub(crate) fn job(&self, command: &str, limit: Duration) -> Result<Job<'_>> {
+        self.job_of(Speaker::Command, command, limit)
+    }
+
+    /// Starts a VMM or another command in the background.
+    pub(crate) fn job_of(
+        &self,
+        speaker: Speaker,
+        command: &str,
+        limit: Duration,
+    ) -> Result<Job<'_>> {
         let left = self
             .scenario
             .as_ref()
             .map(|scene| scene.end.duration_since(Instant::now()));
         let limit = left.map_or(limit, |left| left.min(limit));
-        self.agent.start(&Request {
+        let request = Request {
             command: command.to_owned(),
             deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             has_stdin: true,
             terminal: None,
-        })
+        };
+        self.agent.start(&request, speaker)
     }
 
     /// Runs a shell command on L1's terminal hvc0, which `console` is the other end of.
     pub(crate) fn start_on_terminal(&self, command: &str) -> Result<Job<'_>> {
         let day_ms = 24 * 60 * 60 * 1000;
-        self.agent.start(&Request {
+        let request = Request {
             command: command.to_owned(),
             deadline_ms: day_ms,
             has_stdin: false,
             terminal: Some("/dev/hvc0".into()),
-        })
+        };
+        self.agent.start(&request, Speaker::Command)
     }
 
     /// Both ends of L1's terminal hvc0. They can be taken once.

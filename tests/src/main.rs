@@ -24,6 +24,7 @@ mod qemu;
 mod report;
 mod scenarios;
 mod space;
+mod signs;
 mod sys;
 mod terminal;
 

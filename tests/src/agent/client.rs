@@ -1,5 +1,6 @@
 //! The lab's end of the line to its agent.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::wire::{Frame, Kind, Request, TIMED_OUT};
 use crate::error::{Doing, Error, Result};
+use crate::signs::{Search, Speaker};
 
 /// How much longer than the agent the lab waits for a job's end: the agent is the one that ends it.
 const GRACE: Duration = Duration::from_secs(15);
@@ -35,13 +37,38 @@ pub(crate) struct Output {
     pub(crate) code: i32,
 }
 
-type Listeners = Arc<Mutex<HashMap<u32, Sender<Event>>>>;
+/// Where a job's events go, and the searches of its stdout and stderr.
+#[derive(Debug)]
+struct Listener {
+    events: Sender<Event>,
+    stdout: Search,
+    stderr: Search,
+}
+
+impl Listener {
+    /// Lines of an event with a sign of a failure.
+    fn search(&mut self, event: &Event) -> Vec<String> {
+        match event {
+            Event::Stdout(bytes) => self.stdout.take(bytes),
+            Event::Stderr(bytes) => self.stderr.take(bytes),
+            Event::Exit(_) => {
+                let ends = [self.stdout.end(), self.stderr.end()];
+                ends.into_iter().flatten().collect()
+            }
+        }
+    }
+}
+
+type Listeners = Arc<Mutex<HashMap<u32, Listener>>>;
+/// Lines with a sign of a failure.
+type Signs = Arc<Mutex<Vec<String>>>;
 
 /// The line to an L1.
 #[derive(Debug)]
 pub(crate) struct Agent {
     line: Mutex<UnixStream>,
     listeners: Listeners,
+    signs: Signs,
     next: Mutex<u32>,
 }
 
@@ -66,24 +93,36 @@ impl Agent {
             .try_clone()
             .doing(|| "setting up the agent's socket".into())?;
         let listeners = Listeners::default();
-        let heard = Arc::clone(&listeners);
-        thread::spawn(move || listen(reader, &heard));
+        let signs = Signs::default();
+        let (heard, found) = (Arc::clone(&listeners), Arc::clone(&signs));
+        thread::spawn(move || listen(reader, &heard, &found));
         Ok(Some(Self {
             line: Mutex::new(stream),
             listeners,
+            signs,
             next: Mutex::new(1),
         }))
     }
 
+    /// Takes the lines with signs of a failure that any job has printed since the last call, also jobs that nobody waits for.
+    pub(crate) fn take_signs(&self) -> Vec<String> {
+        std::mem::take(&mut *held(&self.signs))
+    }
+
     /// Starts a job.
-    pub(crate) fn start(&self, request: &Request) -> Result<Job<'_>> {
+    pub(crate) fn start(&self, request: &Request, speaker: Speaker) -> Result<Job<'_>> {
         let number = {
             let mut next = held(&self.next);
             *next += 1;
             *next
         };
         let (sender, events) = mpsc::channel();
-        held(&self.listeners).insert(number, sender);
+        let listener = Listener {
+            events: sender,
+            stdout: Search::new(speaker, true),
+            stderr: Search::new(speaker, false),
+        };
+        held(&self.listeners).insert(number, listener);
         let limit = Duration::from_millis(request.deadline_ms);
         let end = Instant::now() + limit + GRACE;
         let job = Job {
@@ -93,6 +132,7 @@ impl Agent {
             limit,
             end,
             command: request.command.clone(),
+            has_ended: Cell::new(false),
         };
         self.send(Kind::Run, number, request.encode())?;
         Ok(job)
@@ -107,7 +147,7 @@ impl Agent {
 }
 
 /// Hands each frame to its job; when the line ends, every job hears of it by its channel's end.
-fn listen(mut line: UnixStream, listeners: &Listeners) {
+fn listen(mut line: UnixStream, listeners: &Listeners, signs: &Signs) {
     while let Ok(frame) = Frame::receive(&mut line) {
         let mut listeners = held(listeners);
         let event = match frame.kind {
@@ -117,8 +157,10 @@ fn listen(mut line: UnixStream, listeners: &Listeners) {
             _ => continue,
         };
         let ended = matches!(event, Event::Exit(_));
-        if let Some(listener) = listeners.get(&frame.job) {
-            let _ = listener.send(event);
+        if let Some(listener) = listeners.get_mut(&frame.job) {
+            // Before the event: a caller that has seen a job's end has its signs.
+            held(signs).extend(listener.search(&event));
+            let _ = listener.events.send(event);
         }
         if ended {
             listeners.remove(&frame.job);
@@ -127,7 +169,7 @@ fn listen(mut line: UnixStream, listeners: &Listeners) {
     held(listeners).clear();
 }
 
-/// A job that runs in L1.
+/// A job that runs in L1. Killed when it is dropped before its end.
 #[derive(Debug)]
 pub(crate) struct Job<'a> {
     agent: &'a Agent,
@@ -136,6 +178,7 @@ pub(crate) struct Job<'a> {
     limit: Duration,
     end: Instant,
     command: String,
+    has_ended: Cell<bool>,
 }
 
 impl Job<'_> {
@@ -145,7 +188,11 @@ impl Job<'_> {
             .min(self.end)
             .saturating_duration_since(Instant::now());
         match self.events.recv_timeout(wait) {
-            Ok(event) => Ok(Some(event)),
+            Ok(event) => {
+                let is_end = matches!(event, Event::Exit(_));
+                self.has_ended.set(self.has_ended.get() || is_end);
+                Ok(Some(event))
+            }
             Err(RecvTimeoutError::Timeout) if Instant::now() < self.end => Ok(None),
             Err(RecvTimeoutError::Timeout) => Err(self.late()),
             Err(RecvTimeoutError::Disconnected) => Err(Error::Unexpected(format!(
@@ -202,6 +249,15 @@ impl Job<'_> {
             what,
             limit: self.limit,
             tail: String::new(),
+        }
+    }
+}
+
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended.get() {
+            // Without a line there is no L1 and no job.
+            let _ = self.signal(9);
         }
     }
 }

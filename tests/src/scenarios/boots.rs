@@ -97,7 +97,7 @@ impl<'a> Boots<'a> {
         let seed = self.way.seed_of(scenario.name);
         host.begin(log.clone(), scenario.limit, self.way.effort, seed);
         host.log("lab", &format!("seed {seed}"));
-        let result = watched(scenario, host);
+        let result = host.judge(watched(scenario, host));
         if let Err(error) = &result {
             log.add("lab", &error.to_string());
             if !error.is_skip() {

@@ -35,7 +35,7 @@ fn nobody_types(l1: &Host) -> Result<()> {
     // Closed, at its end at once, and a pipe that nobody writes to any more.
     let inputs = ["<&-", "< /dev/null", "< <(true)"];
     let start = |stdin| {
-        let plan = l1.viaduct("run --memory 192M").stdin(stdin);
+        let plan = l1.viaduct("run --memory 256M").stdin(stdin);
         plan.script("sleep 2; echo still here").start()
     };
     let guests = inputs.into_iter().map(start).collect::<Result<Vec<_>>>()?;
@@ -48,7 +48,7 @@ fn nobody_types(l1: &Host) -> Result<()> {
 
 /// A guest with a shell, on a terminal.
 fn on_terminal(l1: &Host) -> Result<Guest<'_>> {
-    let mut guest = l1.viaduct("run --memory 192M").on_terminal().start()?;
+    let mut guest = l1.viaduct("run --memory 256M").on_terminal().start()?;
     guest.wait_for("A shell in the guest")?;
     Ok(guest)
 }

@@ -140,9 +140,10 @@ fn guest_ends_itself(l1: &Host) -> Result<()> {
         .script(
             "modprobe qemu_fw_cfg || exit; echo last words > /dev/kmsg; echo c > /proc/sysrq-trigger; sleep 9",
         )
+        .panics()
         .start()?;
     let mut rebooting = l1
-        .viaduct("run --memory 192M --no-reboot")
+        .viaduct("run --memory 256M --no-reboot")
         .script("reboot")
         .start()?;
     expect(faulting.wait_for_end()? == 3, "a triple fault is status 3")?;

@@ -115,7 +115,7 @@ impl Victim {
             format!("{follow} -e trace={call},signalfd4 -e inject={call}:signal=SIGKILL:when={at}");
         let script = format!(
             "{}; status=$?; viaduct restore > /run/restored 2>&1; restored=$?; echo $status $restored; \
-             [ $restored = 0 ] || cat /run/said /run/restored",
+             [ $restored = 0 ] || cat /run/said /run/restored; cat /run/said /run/restored >&2",
             self.traced(&kill)
         );
         l1.sh(&script)
