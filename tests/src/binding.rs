@@ -6,10 +6,10 @@ use crate::host::Host;
 use crate::progress::note;
 
 impl Host {
-    /// The driver that a PCI function (by its full address) is on.
+    /// The driver that a PCI function (by its full address) is on. A function that is not there is an error.
     pub(crate) fn driver(&self, address: &str) -> Result<Option<String>> {
         let link = self.sh(&format!(
-            "readlink /sys/bus/pci/devices/{address}/driver || true"
+            "cd /sys/bus/pci/devices/{address} && {{ readlink driver || true; }}"
         ))?;
         Ok(link
             .trim()
@@ -22,7 +22,7 @@ impl Host {
     /// Everything that taking devices changes on a host: each function's driver and reservation, and who is in Viaduct's journal.
     pub(crate) fn bindings(&self) -> Result<String> {
         self.sh(
-            "cd /sys/bus/pci/devices; stat -c %N */driver; grep -H . */driver_override; \
+            "cd /sys/bus/pci/devices && stat -c %N */driver && grep -H . */driver_override || exit; \
              grep -so '\"0000:[^\"]*\"' /run/viaduct/bindings.json; true",
         )
     }

@@ -25,6 +25,7 @@ mod report;
 mod scenarios;
 mod space;
 mod signs;
+mod state;
 mod sys;
 mod terminal;
 

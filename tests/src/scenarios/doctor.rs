@@ -85,7 +85,9 @@ impl Report {
         let json = serde_json::from_str(&output.stdout)
             .map_err(|error| Error::Unexpected(format!("`{command}` prints no JSON: {error}")))?;
         let code = output.code;
-        Ok(Self { json, code })
+        let report = Self { json, code };
+        expect(report.checks().count() > 0, "doctor checks something")?;
+        Ok(report)
     }
 
     fn checks(&self) -> impl Iterator<Item = &Value> {
@@ -152,6 +154,7 @@ fn cure(l1: &Host, arguments: &str, name: &str, what: &str) -> Result<()> {
 }
 
 fn ready(l1: &Host) -> Result<()> {
+    let before = l1.state()?;
     let report = Report::of(l1, "03:10.3")?;
     report.expect_ready()?;
     let units = match l1.iommu() {
@@ -167,7 +170,8 @@ fn ready(l1: &Host) -> Result<()> {
     expect(text.ends_with("\nready\n"), "the text ends with 'ready'")?;
     expect(!text.contains('\x1b'), "there are no colours in a pipe")?;
     let usage = l1.output("viaduct doctor --nonesuch", Duration::from_secs(20))?;
-    expect(usage.code == 2, "bad usage is exit status 2")
+    expect(usage.code == 2, "bad usage is exit status 2")?;
+    l1.expect_unchanged(&before)
 }
 
 fn device(l1: &Host) -> Result<()> {

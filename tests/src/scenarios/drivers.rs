@@ -49,7 +49,7 @@ fn bind_and_back(l1: &Host) -> Result<()> {
 }
 
 fn dry_run(l1: &Host) -> Result<()> {
-    let before = l1.bindings()?;
+    let before = l1.state()?;
     let guest = "--kernel /lab/l2/vmlinuz --initrd /lab/l2/initrd";
     for command in [
         "viaduct bind --dry-run 03:10.1".to_owned(),
@@ -63,7 +63,7 @@ fn dry_run(l1: &Host) -> Result<()> {
             expect(said.contains(step), &format!("`{command}` says `{step}`"))?;
         }
     }
-    expect(l1.bindings()? == before, "nothing is changed on the host")
+    l1.expect_unchanged(&before)
 }
 
 fn bound_beforehand(l1: &Host) -> Result<()> {

@@ -183,7 +183,7 @@ const WRONG_KERNELS: &[(&str, i32, &[&str])] = &[
 
 fn wrong_input(l1: &Host) -> Result<()> {
     l1.sh("cd /run; head -c 100000 /lab/l2/vmlinuz > cut; head -c 300 cut > stub; : > empty")?;
-    let before = l1.bindings()?;
+    let before = l1.state()?;
     for (arguments, status, says) in WRONG_ARGUMENTS {
         refused(
             l1,
@@ -196,7 +196,7 @@ fn wrong_input(l1: &Host) -> Result<()> {
         let command = format!("viaduct run --kernel {kernel} --vfio 03:10.3");
         refused(l1, &command, *status, says)?;
     }
-    expect(l1.bindings()? == before, "nothing is changed on the host")
+    l1.expect_unchanged(&before)
 }
 
 /// The command says all of this on stderr and leaves with the status.
@@ -212,17 +212,17 @@ pub(super) fn refused(l1: &Host, command: &str, status: i32, says: &[&str]) -> R
 }
 
 fn no_kvm(l1: &Host) -> Result<()> {
-    let before = l1.bindings()?;
+    let before = l1.state()?;
     let run = format!("viaduct run {GOOD} --vfio 03:10.3");
     l1.sh("mv /dev/kvm /dev/kvm.away")?;
     let result = refused(l1, &run, 1, &["/dev/kvm: No such file", "modprobe kvm_"]);
     l1.sh("mv /dev/kvm.away /dev/kvm")?;
     result?;
-    expect(l1.bindings()? == before, "nothing is changed on the host")
+    l1.expect_unchanged(&before)
 }
 
 fn locked_memory(l1: &Host) -> Result<()> {
-    let before = l1.bindings()?;
+    let before = l1.state()?;
     l1.sh("chmod 666 /dev/kvm")?;
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all";
     let command = format!("ulimit -l 64; {user} viaduct run {GOOD} --vfio 03:10.3");
@@ -237,16 +237,16 @@ fn locked_memory(l1: &Host) -> Result<()> {
             "limits.d",
         ],
     )?;
-    expect(l1.bindings()? == before, "nothing is changed on the host")
+    l1.expect_unchanged(&before)
 }
 
 fn no_iommu(l1: &Host, advice: &[&str]) -> Result<()> {
-    let before = l1.bindings()?;
+    let before = l1.state()?;
     let run = format!("viaduct run {GOOD} --vfio 03:10.3");
     refused(l1, &run, 1, &[&["no IOMMU"], advice].concat())?;
     expect(
         l1.driver(SECOND)?.as_deref() == Some("igbvf"),
         "the VF is still on igbvf",
     )?;
-    expect(l1.bindings()? == before, "nothing is changed on the host")
+    l1.expect_unchanged(&before)
 }

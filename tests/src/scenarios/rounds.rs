@@ -32,13 +32,13 @@ const EIGHT: &str = "03:10.0 03:10.1 03:10.2 03:10.3 03:10.4 03:10.6 05:01.0";
 
 fn eight_devices(l1: &Host) -> Result<()> {
     l1.sh(MORE_FUNCTIONS)?;
-    let before = l1.bindings()?;
+    let (before, unchanged) = (l1.bindings()?, l1.state()?);
     let plan = l1.sh(&format!("viaduct bind --group --dry-run {EIGHT}"))?;
     expect(
         plan.lines().count() == 3 * 8,
         "three steps for each of eight",
     )?;
-    expect(l1.bindings()? == before, "a dry run changes nothing")?;
+    l1.expect_unchanged(&unchanged)?;
     for round in 0..l1.amount(3, 50) {
         let said = l1.sh(&format!("viaduct bind --group {EIGHT}"))?;
         let bound = said.lines().filter(|line| line.ends_with("-> vfio-pci"));
@@ -66,7 +66,7 @@ fn eight_devices(l1: &Host) -> Result<()> {
 const RACE: &str = r#"
 declare -A name
 for guest in red blue; do
-    viaduct run --name $guest --kernel /lab/l2/vmlinuz --initrd /lab/l2/initrd --memory 192M --vfio 03:10.3 \
+    viaduct run --name $guest --kernel /lab/l2/vmlinuz --initrd /lab/l2/initrd --memory 256M --vfio 03:10.3 \
         > /dev/null 2> /run/race-$guest < /dev/null &
     name[$!]=$guest
 done
@@ -77,6 +77,7 @@ done
 kill -TERM $winner; wait $winner
 echo "ended $lost $?"
 echo "winner process $winner (viaduct, guest '${name[$winner]}')"
+cat /run/race-${name[$winner]} >&2
 cat /run/race-${name[$loser]}"#;
 
 fn race(l1: &Host) -> Result<()> {

@@ -59,6 +59,7 @@ fn as_lspci(l1: &Host) -> Result<()> {
 }
 
 fn at_a_glance(l1: &Host) -> Result<()> {
+    let before = l1.state()?;
     let table = l1.sh("viaduct list")?;
     for words in [
         &[
@@ -111,7 +112,8 @@ fn at_a_glance(l1: &Host) -> Result<()> {
     expect(
         fits && cut,
         &format!("it fits a terminal of 80 columns:\n{narrow}"),
-    )
+    )?;
+    l1.expect_unchanged(&before)
 }
 
 fn unprivileged(l1: &Host) -> Result<()> {
@@ -134,6 +136,8 @@ fn unprivileged(l1: &Host) -> Result<()> {
     )?;
     let mine = functions(l1, "viaduct list --all --json")?;
     let theirs = functions(l1, &format!("{AS_NOBODY} viaduct list --all --json"))?;
+    let as_many = !mine.is_empty() && mine.len() == theirs.len();
+    expect(as_many, "a user sees as many functions")?;
     for (mine, theirs) in mine.iter().zip(&theirs) {
         for fact in [
             "address",
