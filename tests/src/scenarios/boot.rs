@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::vf::number_after;
+use super::reading::number_after;
 use super::{Scenario, expect};
 use crate::cards::{Cards, Machine};
 use crate::error::Result;
@@ -43,13 +43,23 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
+/// What Linux puts for the boot loader when it was entered by PVH in a guest of KVM (arch/x86/platform/pvh/enlighten.c): 0xb0. A
+/// bzImage has what the VMM says it is, 0xff.
+const ENTERED_BY_PVH: &str = "loader 176\n";
+
 fn vmlinux(l1: &Host) -> Result<()> {
     let guest = l1
         .viaduct("run --memory 384M --vfio 03:10.3")
         .kernel("/lab/l2/vmlinux")
-        .script("dmesg | grep -m1 PVH; lab-dhcp && ping -c 3 10.0.2.2")
+        .script(
+            "echo loader $(cat /proc/sys/kernel/bootloader_type); lab-dhcp && ping -c 3 10.0.2.2",
+        )
         .start()?;
     let console = guest.succeeds()?;
+    expect(
+        console.contains(ENTERED_BY_PVH),
+        &format!("the kernel was entered by PVH: {console}"),
+    )?;
     expect(
         console.contains("3 packets received"),
         "ping 3/3 through the VF",
@@ -61,7 +71,7 @@ const PROCESSORS: &str = "echo nproc $(nproc); cd /sys/devices/system/cpu; \
     echo siblings $(sort -u cpu?/topology/thread_siblings_list | wc -l); \
     echo clock $(cat ../clocksource/clocksource0/current_clocksource); \
     echo known $(grep -c tsc_known_freq /proc/cpuinfo); \
-    dmesg | grep -E 'tsc: |Calibrat|calibrat|APIC.*mismatch|[Tt]opology.*([Ee]rr|mismatch)|Firmware Bug'; true";
+    echo boots $(dmesg | grep -c 'Linux version'); dmesg | grep -E 'tsc: |Calibrat|calibrat|APIC.*mismatch|[Tt]opology.*([Ee]rr|mismatch)|Firmware Bug'; true";
 
 fn four_processors(l1: &Host) -> Result<()> {
     let guest = l1
@@ -76,6 +86,7 @@ fn four_processors(l1: &Host) -> Result<()> {
     let clock = said.contains("clock kvm-clock") || said.contains("clock tsc");
     expect(clock, "the clock is KVM's or the TSC")?;
     expect(said.contains("known 4"), "the TSC's frequency is known")?;
+    expect(said.contains("boots 1\n"), "the kernel's log is read")?;
     for wrong in ["PIT calibration", "Fast TSC", "Firmware Bug", "mismatch"] {
         expect(!said.contains(wrong), &format!("nothing of {wrong}"))?;
     }
@@ -131,16 +142,17 @@ fn high_memory(l1: &Host) -> Result<()> {
         said.contains("rings 0x00000001 0x00000001"),
         "the VF's rings are above 4 GiB",
     )?;
-    let pages = |when: &str, side: &str| {
-        let line = said.split(&format!("{when} below")).nth(1);
-        number_after(&format!("below{}", line.unwrap_or_default()), side)
+    let pages = |when: &str| {
+        let below = number_after(&said, &format!("{when} below "))?;
+        Ok((
+            below,
+            number_after(&said, &format!("{when} below {below} above "))?,
+        ))
     };
+    let (before, after) = (pages("before")?, pages("after")?);
     expect(
-        pages("before", "below ") == pages("after", "below "),
+        before.0 == after.0,
         "no page came from below 4 GiB while packets went",
     )?;
-    expect(
-        pages("before", "above ") < pages("after", "above "),
-        "all came from above",
-    )
+    expect(before.1 < after.1, "all came from above")
 }

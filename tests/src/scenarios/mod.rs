@@ -24,6 +24,7 @@ mod mediated;
 mod network;
 mod permissions;
 mod ports;
+mod reading;
 mod reference;
 mod refusals;
 mod reset;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::reading::Statistics;
 use super::refusals::refused;
-use super::vf::{SECOND, STATS, expect_back, number_after};
+use super::vf::{SECOND, STATS, expect_back};
 use super::{Scenario, expect};
 use crate::cards::Machine;
 use crate::error::Result;
@@ -32,7 +33,9 @@ const LOOK: &str = "lab-dhcp || exit; for net in /sys/class/net/eth*; do nic=${n
 
 fn beside_a_vf(l1: &Host) -> Result<()> {
     l1.sh(TAPS)?;
+    let before = l1.state()?;
     expect_refusals(l1)?;
+    l1.expect_unchanged(&before)?;
     let mib = l1.amount(16, 100);
     let ways: &[_] = l1.amount(&[["off", "on"]], &[["off", "on"], ["on", "off"]]);
     for [first, second] in ways {
@@ -91,16 +94,20 @@ fn carry_packets(l1: &Host, networks: &str, mib: u32) -> Result<()> {
     expect(after - before <= 500, &cost)?;
     guest.type_in("\n")?;
     let said = guest.succeeds()?;
-    expect(!said.contains("error"), "iperf3 reports no error")?;
+    let sums = said.matches("receiver").count();
+    expect(
+        !said.contains("error") && sums == 4,
+        &format!("iperf3 reports what arrived four times, not {sums}, and no error"),
+    )?;
     drop(server);
     expect_back(l1, SECOND)
 }
 
 /// Viaduct writes its statistics every second. The console is ports, the devices are memory.
 fn exits_at_registers(l1: &Host) -> Result<u64> {
-    let report = l1.sh(&format!("sleep 1.5; cat {STATS}"))?;
-    let exits = report.split("\"exits\"").nth(1).unwrap_or_default();
-    Ok(number_after(exits, "\"mmio_read\": ") + number_after(exits, "\"mmio_write\": "))
+    l1.sh("sleep 1.5")?;
+    let statistics = Statistics::read(l1, STATS)?;
+    Ok(statistics.number("/exits/mmio_read")? + statistics.number("/exits/mmio_write")?)
 }
 
 /// How many packets both taps have seen, either way.

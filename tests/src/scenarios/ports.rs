@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::reading::md5;
 use super::refusals::refused;
 use super::vf::{SECOND, expect_back};
 use super::{Scenario, expect};
@@ -98,11 +99,6 @@ const KERNEL: Side = Side {
     take: "timeout 50 socat -u VSOCK-LISTEN:2000 - | md5sum",
 };
 
-/// The sum itself, of what md5sum(1) says.
-fn first_word(said: &str) -> Option<&str> {
-    said.split_whitespace().next()
-}
-
 fn sockets(l1: &Host) -> Result<()> {
     let guest = l1
         .viaduct("run --memory 256M --vfio 03:10.3 --vsock 3,/run/v")
@@ -144,12 +140,12 @@ fn exchange_twice(
         guest.wait_for("== heard ")?;
         let heard = guest.wait_for("\n")?;
         expect(
-            first_word(&heard) == first_word(&sum),
+            md5(&heard)? == md5(&sum)?,
             "the guest gets what the host sent",
         )?;
         let taken = l1.sh(side.take)?;
         expect(
-            first_word(&taken) == first_word(&own),
+            md5(&taken)? == md5(&own)?,
             "the host gets what the guest sent",
         )?;
         guest.wait_for("== works")?;

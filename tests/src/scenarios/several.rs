@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::reading::Statistics;
 use super::refusals::refused;
-use super::vf::{FIRST, SECOND, expect_back, number_after};
+use super::vf::{FIRST, SECOND, STATS, expect_back};
 use super::{Scenario, expect};
 use crate::cards::Machine;
 use crate::error::Result;
@@ -46,7 +47,7 @@ pub(super) fn two_vfs_and_a_reboot(l1: &Host) -> Result<()> {
         guest.type_in(order)?;
     }
     guest.succeeds()?;
-    let resets = number_after(&l1.sh("cat /run/stats.json")?, "\"resets\": ");
+    let resets = Statistics::read(l1, STATS)?.number("/resets")?;
     expect(resets == 1, "the machine was reset once")?;
     expect_back(l1, FIRST)?;
     expect_back(l1, SECOND)
@@ -63,12 +64,12 @@ pub(super) fn two_guests(l1: &Host) -> Result<()> {
         let said = guest.wait_for("== works")?;
         expect(said.contains("3 packets received"), "ping 3/3 in each")?;
     }
-    let during = l1.bindings()?;
+    let during = l1.state()?;
     let pid = l1.sh("pgrep -fx 'viaduct run .*03:10.3'")?;
     let holder = format!("0000:03:10.3: in use by process {} (viaduct)", pid.trim());
     let third = "viaduct run --kernel /lab/l2/vmlinuz --vfio 03:10.3";
     refused(l1, third, 1, &[&holder, &format!("kill {}", pid.trim())])?;
-    expect(l1.bindings()? == during, "the refusal changes nothing")?;
+    l1.expect_unchanged(&during)?;
     for guest in guests {
         guest.type_in("true\n")?;
         guest.succeeds()?;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::vf::number_after;
+use super::reading::Statistics;
+use super::vf::STATS;
 use super::{Scenario, address_space, cards, dma, expect, reset, several, vf};
 use crate::cards::Machine;
 use crate::error::Result;
@@ -78,10 +79,7 @@ fn no_peers(l1: &Host) -> Result<()> {
     )?;
     let told = "warn: 0000:00:08.0: other devices cannot reach its BAR";
     expect(guest.errors().contains(told), "it is said of the BAR")?;
-    let stats = l1.sh("cat /run/stats.json")?;
-    let (_, memory) = stats.split_once("\"0000:00:08.0\"").unwrap_or_default();
-    expect(
-        number_after(memory, "\"peer_mappings_refused\": ") > 0,
-        "it is counted",
-    )
+    let memory = Statistics::read(l1, STATS)?.device("0000:00:08.0")?;
+    let refused = memory.number("/peer_mappings_refused")?;
+    expect(refused > 0, "it is counted")
 }

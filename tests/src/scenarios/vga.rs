@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::vf::number_after;
+use super::reading::{Statistics, md5};
+use super::vf::STATS;
 use super::{Scenario, expect};
 use crate::cards::{Cards, Machine};
 use crate::error::Result;
@@ -70,7 +71,7 @@ fn text_screen(l1: &Host) -> Result<()> {
         .start()?
         .succeeds()?;
     expect(console.contains("boot_vga 1"), "the guest booted on it")?;
-    let sum = rom.split_whitespace().next().unwrap_or("no sum");
+    let sum = md5(&rom)?;
     expect(
         console.contains(&format!("rom {sum}")),
         "its ROM is where the guest's kernel looks",
@@ -81,7 +82,8 @@ fn text_screen(l1: &Host) -> Result<()> {
         screen.contains("drawn by the guest"),
         "the guest's text is on the screen",
     )?;
-    let accesses = number_after(&l1.sh("cat /run/stats.json")?, "\"vga_accesses\": ");
+    let statistics = Statistics::read(l1, STATS)?.device("0000:00:06.0")?;
+    let accesses = statistics.number("/vga_accesses")?;
     expect(accesses > 0, "the accesses to it are counted")
 }
 

@@ -78,14 +78,10 @@ fn expect_recovery(l1: &Host, guest: &mut Guest<'_>, cards: &[usize]) -> Result<
     guest.type_in("exit\n")?;
     guest.wait_for("LAB-L2 exit 0")?;
     expect(guest.wait_for_end()? == 0, "the guest powers off")?;
-    let said = l1.output(
-        &format!("dmesg | grep -E '{HOST_ERRORS}'"),
-        Duration::from_secs(20),
-    )?;
-    expect(
-        said.stdout.is_empty(),
-        "the host's kernel complains about nothing",
-    )
+    let complaints = l1.sh(&format!(
+        "dmesg > /run/dmesg && ! grep -E '{HOST_ERRORS}' /run/dmesg"
+    ));
+    complaints.map(drop)
 }
 
 /// Without their drivers: a message that is sent anywhere at all by a card at work may end the guest, as on a real machine.

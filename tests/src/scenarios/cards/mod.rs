@@ -36,7 +36,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 /// What `lab-card` said of a card that works: `card KIND SLOT ok driver=D irq=K:N FACTS`.
 #[derive(Debug)]
 pub(crate) struct Use {
-    driver: String,
+    pub(crate) driver: String,
     pub(crate) interrupts: String,
     pub(crate) count: u64,
     facts: String,
@@ -68,7 +68,7 @@ impl Use {
     }
 
     /// The value of `name=`.
-    fn fact(&self, name: &str) -> &str {
+    pub(super) fn fact(&self, name: &str) -> &str {
         let mut words = self.facts.split(' ');
         let value = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         value.unwrap_or_default()
