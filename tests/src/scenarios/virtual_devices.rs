@@ -1,7 +1,11 @@
 //! Devices of ours beside an assigned one: disks and random numbers by virtio.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+use super::reading::md5;
 use super::refusals::refused;
 use super::vf::{SECOND, STATS, exits_in_a_while, expect_back};
 use super::{Scenario, expect};
@@ -30,7 +34,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 const LOOK: &str = "for disk in vda vdb; do head -c 4194304 /dev/$disk | md5sum; echo $disk ro $(cat /sys/block/$disk/ro); done; \
     dd if=/dev/vda bs=512 skip=20000 count=1 2>/dev/null | head -n 1; \
     echo kept | dd of=/dev/vda bs=512 seek=20000 conv=fsync 2>/dev/null; \
-    cat /sys/class/misc/hw_random/rng_current; echo random $(head -c 64 /dev/hwrng | wc -c); \
+    cat /sys/class/misc/hw_random/rng_current; for i in 1 2; do \
+    echo random $(head -c 256 /dev/hwrng | base64 -w0); done; \
     lab-dhcp || exit; ping -c 3 10.0.2.2 || exit; echo == works; read -r order; eval $order";
 /// Each read is a request, and nothing is said meanwhile: a character on the console is an exit.
 const MANY_READS: &str = "dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct 2>/dev/null && echo == read; read -r order\n";
@@ -47,6 +52,7 @@ fn beside_a_vf(l1: &Host) -> Result<()> {
         ))
         .script(LOOK)
         .start()?;
+    let mut random = Vec::new();
     for boot in [1, 2] {
         guest.wait_for("LAB-L2 init")?;
         let said = guest.wait_for("== works")?;
@@ -60,13 +66,16 @@ fn beside_a_vf(l1: &Host) -> Result<()> {
             is_kept == (boot == 2),
             "what the first boot wrote the second finds",
         )?;
-        let random = said.contains("virtio_rng") && said.contains("random 64");
-        expect(random, "random numbers come from the host")?;
+        expect(said.contains("virtio_rng"), "random numbers are virtio's")?;
+        let reads = said.lines().filter_map(|line| line.strip_prefix("random "));
+        random.extend(reads.filter_map(|text| BASE64_STANDARD.decode(text).ok()));
         expect(said.contains("3 packets received"), "the VF works as well")?;
         if boot == 1 {
             guest.type_in("reboot\n")?;
         }
     }
+    expect(random.len() == 4, "there are four reads of random numbers")?;
+    expect_random(&random.concat())?;
     let before = exits_in_a_while(l1)?;
     guest.type_in(MANY_READS)?;
     guest.wait_for("\n== read")?;
@@ -82,17 +91,31 @@ fn beside_a_vf(l1: &Host) -> Result<()> {
     expect_back(l1, SECOND)
 }
 
+/// A KiB that may be random: no piece comes twice, and nearly every byte does, about as often as any other. Fails by chance once in
+/// 10^9 times at most.
+fn expect_random(bytes: &[u8]) -> Result<()> {
+    expect(bytes.len() == 1024, "there is a KiB of random numbers")?;
+    let pieces: HashSet<&[u8]> = bytes.chunks(16).collect();
+    expect(pieces.len() == 64, "no 16 bytes come twice")?;
+    // 256 * (1 - (255/256)^1024) = 251.3 are expected, with a deviation of 2.1.
+    let kinds = bytes.iter().collect::<HashSet<_>>().len();
+    expect(
+        kinds >= 230,
+        &format!("bytes of any value come, not {kinds}"),
+    )?;
+    // 4096 are expected, with a deviation of 45.
+    let ones: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
+    let what = format!("as many bits are 1 as 0, and not {ones} of 8192");
+    expect((3800..=4392).contains(&ones), &what)
+}
+
 /// A disk of 16 MiB in L1, the first four of them random; their sum.
 fn make_disk(l1: &Host, name: &str) -> Result<String> {
     let path = format!("/run/{name}.img");
     let said = l1.sh(&format!(
         "head -c 4194304 /dev/urandom > {path}; md5sum < {path}; truncate -s 16M {path}"
     ))?;
-    Ok(said
-        .split_whitespace()
-        .next()
-        .unwrap_or("no sum")
-        .to_owned())
+    md5(&said).map(str::to_owned)
 }
 
 /// Neither reads nor writes where there is nothing any more, and goes on.
@@ -123,4 +146,41 @@ fn one_guests(l1: &Host) -> Result<()> {
         "the VMM says what happened to the file",
     )?;
     refused(l1, &second, 0, &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SplitMix64.
+    fn random() -> Vec<u8> {
+        let numbers = (1..=128_u64).map(|number| {
+            let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ (mixed >> 31)
+        });
+        numbers.flat_map(u64::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn constants_counters_repetitions_and_half_filled_reads_are_not_random() {
+        let good = random();
+        expect_random(&good).unwrap();
+        let counter = (0..=u8::MAX).cycle().take(1024).collect();
+        let half = good.iter().enumerate();
+        let half = half.map(|(at, byte)| if at % 64 < 32 { *byte } else { 0 });
+        let ascii = good.iter().map(|byte| byte & 0x7f).collect();
+        let wrong: [Vec<u8>; 5] = [
+            vec![0xa5; 1024],
+            counter,
+            good[..256].repeat(4),
+            half.collect(),
+            ascii,
+        ];
+        for bytes in wrong {
+            assert!(expect_random(&bytes).is_err());
+        }
+        assert!(expect_random(&good[..1023]).is_err());
+    }
 }
