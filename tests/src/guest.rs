@@ -168,14 +168,18 @@ impl<'a> Plan<'a> {
     }
 
     fn wrapped(&self, command: &str) -> String {
+        // Statistics that an earlier guest has left are not this one's.
+        let stats = command.split_once("--stats ");
+        let stats = stats.and_then(|(_, rest)| rest.split_whitespace().next());
+        let fresh = stats.map_or(String::new(), |path| format!("rm -f {path}; "));
         if self.on_terminal {
             let stty = "echo settings $(stty -g)";
-            let whole = format!("{stty}; {command}; code=$?; {stty}; echo status $code");
+            let whole = format!("{fresh}{stty}; {command}; code=$?; {stty}; echo status $code");
             return format!("exec script -qec {} /dev/null", quoted(&whole));
         }
         // exec: a signal to the job is one to the VMM, and its exit code is the VMM's.
         let stdin = self.stdin.unwrap_or_default();
-        format!("exec {command} {stdin}")
+        format!("{fresh}exec {command} {stdin}")
     }
 
     /// Starts it.

@@ -161,7 +161,8 @@ fn filled<'a>(said: &'a str, when: &str) -> Result<&'a str> {
 }
 
 fn nothing_strays(l1: &Host) -> Result<()> {
-    const FAULTS: &str = "dmesg | grep -c 'DMAR: .*fault'; true";
+    const FAULTS: &str =
+        "dmesg > /run/dmesg || exit; grep -cE 'DMAR: .*fault|IO_PAGE_FAULT' /run/dmesg; true";
     let faults = l1.sh(FAULTS)?;
     let shouting = l1.job(SHOUT, Duration::from_secs(300))?;
     let run =

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::reading::{Statistics, md5};
+use super::refusals::refused;
 use super::vf::STATS;
 use super::{Scenario, expect};
 use crate::cards::{Cards, Machine};
@@ -44,25 +45,12 @@ const WRITE: &str = "cat /proc/fb; grep -c 'vga+' /proc/ioports; \
 const SCREEN: &str = "dd if=/dev/mem bs=4096 skip=184 count=1 status=none | tr -cd '[:print:]'";
 
 fn text_screen(l1: &Host) -> Result<()> {
-    let refused = l1.output("viaduct run --dry-run --kernel /lab/l2/vmlinuz --vfio 00:06.0,vga=on --vfio 00:07.0,vga=on", Duration::from_secs(20))?;
-    expect(
-        refused.code != 0
-            && refused
-                .stderr
-                .contains("vga=on for both 0000:00:06.0 and 0000:00:07.0"),
-        "the legacy addresses are given once",
-    )?;
-    let refused = l1.output(
-        "viaduct run --kernel /lab/l2/vmlinuz --vfio 00:07.0,vga=on",
-        Duration::from_secs(20),
-    )?;
-    expect(
-        refused.code == 1
-            && refused
-                .stderr
-                .contains("0000:00:07.0: vga=on, but VFIO has no VGA addresses of it"),
-        "a display without legacy addresses is refused by name",
-    )?;
+    let run = "viaduct run --kernel /lab/l2/vmlinuz";
+    let twice = "--dry-run --vfio 00:06.0,vga=on --vfio 00:07.0,vga=on";
+    let both = "vga=on for both 0000:00:06.0 and 0000:00:07.0";
+    refused(l1, &format!("{run} {twice}"), 1, &[both])?;
+    let without = "0000:00:07.0: vga=on, but VFIO has no VGA addresses of it";
+    refused(l1, &format!("{run} --vfio 00:07.0,vga=on"), 1, &[without])?;
     let rom = l1.sh("cd /sys/bus/pci/devices/0000:00:06.0; echo 1 > rom; md5sum < rom")?;
     let console = l1
         .viaduct("run --force --memory 256M --vfio 00:06.0,addr=06,vga=on --stats /run/stats.json")
