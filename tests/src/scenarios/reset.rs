@@ -304,3 +304,23 @@ fn function_level(l1: &Host) -> Result<()> {
     expect_resets(l1, SECOND, "none", 0, 1)?;
     expect_back(l1, SECOND)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filled_memory_counts_only_with_all_its_bytes_and_a_sum_of_them() {
+        let sum = "9cc26fa09ce37bc95afe01bc718836d1";
+        let said = format!("before 33554432 {sum} -\r\nreceiver 1: 0x0\nafter 33554432 {sum} -\n");
+        assert_eq!(filled(&said, "before").unwrap(), sum);
+        assert_eq!(filled(&said, "after").unwrap(), sum);
+        // What a busybox that refuses `head -c 70M` left.
+        let empty = "before 0 d41d8cd98f00b204e9800998ecf8427e -\n";
+        assert!(filled(empty, "before").is_err());
+        let cut = format!("before 1048576 {sum} -\n");
+        assert!(filled(&cut, "before").is_err());
+        assert!(filled("before 33554432\n", "before").is_err());
+        assert!(filled("", "after").is_err());
+    }
+}
