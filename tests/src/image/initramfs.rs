@@ -38,8 +38,9 @@ const GUEST_PROGRAM: [&str; 13] = [
     include_str!("../../guest/src/storm.rs"),
     include_str!("../../guest/src/xhci.rs"),
 ];
-/// mdev: load the driver of whatever shows up.
-const MDEV: &str = "$MODALIAS=.* 0:0 660 @modprobe -qb \"$MODALIAS\"\n";
+/// mdev: load the driver of whatever shows up. Device nodes are devtmpfs's alone (`!`): mdev works through its events some time later,
+/// so for a disk that went it would remove the node of one that has come by the same name since.
+const MDEV: &str = "$MODALIAS=.* 0:0 660 ! @modprobe -qb \"$MODALIAS\"\n.* 0:0 660 !\n";
 
 /// The init is a shell script, which nobody can ask to power off: these do it themselves.
 const ENDINGS: [(&str, &str); 3] = [

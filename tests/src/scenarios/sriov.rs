@@ -127,7 +127,7 @@ fn kept_for_a_guest(l1: &Host, name: &str) -> Result<()> {
     guest.succeeds()?;
     let shown = l1.sh("viaduct sriov 03:00.0")?;
     expect(
-        shown.contains("vf1") && !shown.contains(MAC),
+        shown.contains("0000:03:10.2") && !shown.contains(MAC),
         "the guest's address went with it",
     )
 }
