@@ -72,6 +72,12 @@ mod tests {
     }
 
     #[test]
+    fn strings_are_fast_and_neither_branch_traces_nor_event_samples_are_promised() {
+        // Intel SDM vol. 4, IA32_MISC_ENABLE: bits 0, 11 and 12.
+        assert!(boot_msrs().contains(&(IA32_MISC_ENABLE, 0x1801)));
+    }
+
+    #[test]
     fn no_register_is_set_twice() {
         let mut numbers: Vec<_> = boot_msrs().iter().map(|msr| msr.0).collect();
         numbers.sort_unstable();

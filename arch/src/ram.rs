@@ -260,6 +260,16 @@ mod tests {
     }
 
     #[test]
+    fn ram_takes_every_huge_page_but_the_hole_and_no_more() {
+        let most = u64::MAX / RAM_ALIGN * RAM_ALIGN - (RAM_HOLE.end - RAM_HOLE.start);
+        assert_eq!(
+            end(&plan(most, &[]).unwrap()),
+            0_u64.wrapping_sub(RAM_ALIGN)
+        );
+        assert!(plan(most + RAM_ALIGN, &[]).is_err());
+    }
+
+    #[test]
     fn a_memory_map_that_no_zero_page_holds_is_refused() {
         let reserved: Vec<_> = (1..200)
             .map(|i| i * 4 * RAM_ALIGN..=i * 4 * RAM_ALIGN)

@@ -198,6 +198,90 @@ fn the_dsdt_routes_every_pin_as_the_layout_says() {
     assert!(dsdt.windows(entry.len()).any(|window| window == entry));
 }
 
+/// An I/O port descriptor (ACPI 6.5 §6.4.2.5): 16-bit decoding, base minimum and maximum, alignment, length.
+fn port_descriptor(ports: &Range<u16>) -> Vec<u8> {
+    let [low, high] = ports.start.to_le_bytes();
+    let len = u8::try_from(ports.end - ports.start).unwrap();
+    vec![0x47, 1, low, high, low, high, 1, len]
+}
+
+/// An extended interrupt descriptor (ACPI 6.5 §6.4.3.6) of one rising edge that the device consumes and shares with none.
+fn edge_descriptor(gsi: u32) -> Vec<u8> {
+    [&[0x89, 6, 0, 0b0011, 1], &gsi.to_le_bytes()[..]].concat()
+}
+
+#[test]
+fn the_dsdt_has_every_device_with_the_ports_and_the_interrupt_of_the_layout() {
+    let dsdt = find(&tables(&config(1)), b"DSDT");
+    let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
+    // Compressed EISA identifiers (ACPI 6.5 §19.3.4): PNP, then the product number.
+    let pnp = |high: u8, low: u8| [0x0c, 0x41, 0xd0, high, low];
+    for (name, id, resources) in [
+        (
+            "MBRD",
+            &pnp(0x0c, 0x02)[..],
+            port_descriptor(&layout::POWER_PORTS),
+        ),
+        ("COM1", &pnp(0x05, 0x01), port_descriptor(&layout::COM1)),
+        ("COM1", &pnp(0x05, 0x01), edge_descriptor(layout::COM1_GSI)),
+        ("RTC_", &pnp(0x0b, 0x00), port_descriptor(&layout::RTC)),
+        ("PEVT", b"QEMU0001", port_descriptor(&layout::PVPANIC)),
+        ("PWRB", &pnp(0x0c, 0x0c), b"PWRB".to_vec()),
+        ("GED_", b"ACPI0013", edge_descriptor(layout::GED_GSI)),
+        (
+            "PCI0",
+            &pnp(0x0a, 0x08),
+            port_descriptor(&layout::PCI_CONFIG),
+        ),
+    ] {
+        assert!(has(name.as_bytes()) && has(id) && has(&resources), "{name}");
+    }
+}
+
+#[test]
+fn the_ecam_is_reserved_in_its_full_length() {
+    let dsdt = find(&tables(&config(1)), b"DSDT");
+    // 32-bit fixed memory (ACPI 6.5 §6.4.3.4): tag, length, writable, base, length.
+    let range = [ECAM.start, ECAM.end - ECAM.start].map(|n| u32::try_from(n).unwrap());
+    let range = range.map(u32::to_le_bytes).concat();
+    let descriptor = [&[0x86, 9, 0, 1], &range[..]].concat();
+    assert!(dsdt.windows(12).any(|window| window == descriptor));
+}
+
+#[test]
+fn the_event_register_is_one_port_long() {
+    let dsdt = find(&tables(&config(1)), b"DSDT");
+    let [low, high] = layout::GED.start.to_le_bytes();
+    // OperationRegion(EREG, SystemIO, port, One), then a Field.
+    let region = [
+        &[0x5b, 0x80],
+        &b"EREG"[..],
+        &[1, 0x0b, low, high, 1, 0x5b, 0x81],
+    ]
+    .concat();
+    assert!(dsdt.windows(region.len()).any(|window| window == region));
+}
+
+#[test]
+fn the_guest_is_granted_aer_pme_ltr_and_the_pcie_capability_and_no_hot_plug() {
+    let dsdt = find(&tables(&config(1)), b"DSDT");
+    // Method(_OSC, 4, Serialized), and in it And(CDW3, granted, CDW3) (PCI Firmware 3.3 §4.5.1).
+    let granted = [&[0x7b], &b"CDW3"[..], &[0x0a, 0b11_1100], b"CDW3"].concat();
+    for bytes in [&b"_OSC\x0c"[..], &granted] {
+        assert!(dsdt.windows(bytes.len()).any(|window| window == bytes));
+    }
+}
+
+#[test]
+fn the_high_window_ends_at_its_last_address() {
+    let dsdt = find(&tables(&config(1)), b"DSDT");
+    let high = config(1).memory64;
+    // QWord memory (ACPI 6.5 §6.4.3.5.1): granularity, first, last, translation, length.
+    let window = [0, high.start, high.end - 1, 0, high.end - high.start];
+    let window = window.map(u64::to_le_bytes).concat();
+    assert!(dsdt.windows(40).any(|bytes| bytes == window));
+}
+
 #[test]
 fn iasl_has_nothing_to_complain_about() {
     if Command::new("iasl").arg("-v").output().is_err() {

@@ -121,6 +121,24 @@ mod tests {
     }
 
     #[test]
+    fn base_and_limit_are_split_over_the_descriptor() {
+        let segment = Segment {
+            base: 0x8765_4321,
+            limit: 0xf_edcb,
+            type_: 0x2,
+            present: true,
+            ..Segment::default()
+        };
+        assert_eq!(descriptor(segment), 0x870f_8265_4321_edcb);
+        let paged = Segment {
+            limit: 0xabcd_efff,
+            g: true,
+            ..segment
+        };
+        assert_eq!(descriptor(paged), 0x878a_8265_4321_bcde);
+    }
+
+    #[test]
     fn the_table_leaves_room_for_a_64_bit_tss() {
         // In long mode a TSS descriptor takes 16 bytes.
         assert!(GDT_LEN >= usize::from(TSS.selector) + 16);

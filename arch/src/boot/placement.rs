@@ -189,6 +189,25 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_asked_for_than_the_initrd_takes() {
+        // In one piece up to the hole, and what would straddle it: then all of it is above 4 GiB.
+        let floor = 81 * MIB;
+        let kernel = 16 * MIB..floor;
+        let ram = ram::plan(96 * MIB, &[]).unwrap();
+        for len in [RAM_HOLE.start - floor, RAM_HOLE.start - floor + 1] {
+            let error = initrd(&ram, &kernel, len, u64::MAX).unwrap_err();
+            let PlaceError::Initrd { need_mib, .. } = error else {
+                panic!("{error}");
+            };
+            let fits = |mib: u64| {
+                let ram = ram::plan(mib * MIB, &[]).unwrap();
+                initrd(&ram, &kernel, len, u64::MAX).is_ok()
+            };
+            assert!(fits(need_mib) && !fits(need_mib - 2), "{need_mib}");
+        }
+    }
+
+    #[test]
     fn an_initrd_that_no_memory_size_helps_is_told_apart() {
         let ram = ram::plan(64 << 30, &[]).unwrap();
         for len in [3 << 30, u64::MAX] {

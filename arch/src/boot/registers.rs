@@ -120,6 +120,20 @@ mod tests {
     }
 
     #[test]
+    fn the_descriptor_table_has_the_code_segment_that_cs_holds() {
+        for protocol in [Protocol::Linux64, Protocol::Pvh32] {
+            let registers = BootRegisters::new(protocol, 0x100_0000);
+            let descriptors = registers.gdt();
+            let at = usize::from(registers.code.selector);
+            // Bits 53 and 54 of a descriptor: L and D/B.
+            let flags = descriptors[at + 6] >> 5 & 0b11;
+            let wanted = u8::from(registers.code.l) | u8::from(registers.code.db) << 1;
+            assert_eq!(flags, wanted, "{protocol:?}");
+            assert_eq!(descriptors.len(), usize::from(registers.gdt_limit) + 1);
+        }
+    }
+
+    #[test]
     fn pvh_is_entered_in_protected_mode_without_paging_and_the_start_info_in_ebx() {
         let registers = BootRegisters::new(Protocol::Pvh32, 0x100_0000);
         assert_eq!(registers.rbx, PVH_START_INFO.start);

@@ -31,6 +31,14 @@ mod tests {
     use crate::layout::ACPI_TABLES;
 
     #[test]
+    fn the_code_writes_the_reset_value_to_the_reset_port_and_halts_in_a_loop() {
+        let [.., hlt, jmp, back] = code();
+        assert_eq!(code()[..6], [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee]);
+        // The displacement counts from the end of the jump: three bytes back is the HLT.
+        assert_eq!((hlt, jmp, back.cast_signed()), (0xf4, 0xeb, -3));
+    }
+
+    #[test]
     fn the_code_ends_before_the_first_megabyte_does_and_in_reserved_memory() {
         let end = RESET_VECTOR + code().len() as u64;
         assert!(end <= 1 << 20);

@@ -275,6 +275,8 @@ mod tests {
             (0xd, 2),
             (0xd, 5),
             (0xd, 17),
+            (0xd, 32),
+            (4, 3),
         ];
         let further = [(0x1d, 0), (0x8000_0001, 0), (0x8000_0008, 0)];
         let both = functions.into_iter().chain(further);
@@ -291,7 +293,15 @@ mod tests {
     #[test]
     fn models_go_by_the_names_that_compilers_use() {
         assert_eq!("host".parse(), Ok(Model::Host));
-        assert_eq!("x86-64-v3".parse(), Ok(Model::Level(3)));
+        for (name, level) in [
+            ("x86-64", 1),
+            ("x86-64-v1", 1),
+            ("x86-64-v2", 2),
+            ("x86-64-v3", 3),
+            ("x86-64-v4", 4),
+        ] {
+            assert_eq!(name.parse(), Ok(Model::Level(level)));
+        }
         assert!("skylake".parse::<Model>().is_err());
     }
 
@@ -333,6 +343,11 @@ mod tests {
         let table = limited(4);
         assert_eq!(table.get(0xd, 0).unwrap().eax, 0xe7);
         assert!(table.get(0xd, 5).is_some() && table.get(0xd, 17).is_none());
+        assert!(table.get(0xd, 32).is_none());
+        // XSAVEOPT, XSAVEC and XSAVES are of no level; EBX is the size of what XCR0 and IA32_XSS enable.
+        let plain = table.get(0xd, 1).map(|l| [l.eax, l.ebx, l.ecx, l.edx]);
+        assert_eq!(plain, Some([0, !0, 0, 0]));
+        assert!(table.get(4, 3).is_some(), "no other leaf is touched");
     }
 
     #[test]
@@ -347,6 +362,15 @@ mod tests {
         assert_eq!(error.missing, ["AVX2", "AVX512F"]);
         assert_eq!(error.fits, "x86-64-v2");
         assert_eq!(check(&host, Model::Level(2)), Ok(()));
+        let fits = |bit: u32, function: u32| {
+            let mut host = all();
+            for leaf in host.iter_mut().filter(|l| l.function == function) {
+                (leaf.ebx, leaf.ecx) = (leaf.ebx & !(1 << bit), leaf.ecx & !(1 << bit));
+            }
+            check(&host, Model::Level(4)).unwrap_err().fits
+        };
+        // AVX512F, and POPCNT.
+        assert_eq!((fits(16, 7), fits(23, 1)), ("x86-64-v3", "x86-64"));
         assert_eq!(check(&[], Model::Host), Ok(()));
     }
 }

@@ -164,6 +164,10 @@ fn every_topology_leaf_tells_the_same_story() {
         assert_eq!(guest_leaf(&host, 0xb, 2).ebx, 0);
         assert_eq!(find(&guest(&host, &CONFIG), 0x1f, 0), None);
     }
+    let mut says_threads = amd();
+    let extended = says_threads.iter_mut().find(|l| l.function == 0x8000_0001);
+    extended.unwrap().ecx &= !2;
+    assert_eq!(guest_leaf(&says_threads, 0x8000_0001, 0).ecx & 2, 2);
     let sizes = guest_leaf(&amd(), 0x8000_0008, 0);
     assert_eq!((sizes.eax, sizes.ecx), (0x0030_3034, 0x2002));
     let ids = guest_leaf(&amd(), 0x8000_001e, 0);
@@ -240,6 +244,42 @@ fn a_performance_unit_without_counters_is_hidden() {
     let mut host = intel();
     host.iter_mut().find(|l| l.function == 0xa).unwrap().eax = 0x0700_0002;
     assert!(find(&guest(&host, &CONFIG), 0xa, 0).is_none());
+}
+
+#[test]
+fn only_a_performance_unit_that_linux_can_use_is_shown() {
+    let shown = |version: u32, counters: u32, width: u32| {
+        let mut host = intel();
+        let leaf = host.iter_mut().find(|l| l.function == 0xa).unwrap();
+        leaf.eax = version | counters << 8 | width << 16;
+        find(&guest(&host, &CONFIG), 0xa, 0).is_some()
+    };
+    assert!(shown(2, 1, 32) && shown(6, 8, 64));
+    assert!(!shown(1, 8, 48) && !shown(7, 8, 48));
+    assert!(!shown(2, 0, 48) && !shown(2, 9, 48));
+    assert!(!shown(2, 8, 31) && !shown(2, 8, 65));
+}
+
+#[test]
+fn only_the_bits_that_are_the_hosts_are_hidden() {
+    // Intel SDM vol. 2A, CPUID leaves 1 and 7; AMD APM vol. 3 §E.4.1.
+    let host = intel();
+    let (before, after) = (find(&host, 1, 0).unwrap(), guest_leaf(&host, 1, 0));
+    // MONITOR, VMX, SMX, EIST, TM2; ACPI, TM.
+    let hidden = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8;
+    assert_eq!(after.ecx, before.ecx & !hidden | HYPERVISOR);
+    assert_eq!(after.edx, before.edx & !(1 << 22 | 1 << 29));
+    let more = guest_leaf(&host, 7, 0);
+    // SGX; TME and SGX_LC; PCONFIG.
+    let hidden = [1 << 2, 1 << 13 | 1 << 30, 1 << 18];
+    assert_eq!(
+        [more.ebx, more.ecx, more.edx],
+        hidden.map(|bits: u32| !bits)
+    );
+    // SVM and SKINIT.
+    for host in [intel(), amd()] {
+        assert_eq!(guest_leaf(&host, 0x8000_0001, 0).ecx, !(1 << 2 | 1 << 12));
+    }
 }
 
 #[test]

@@ -117,6 +117,8 @@ fn the_system_is_named_and_has_the_uuid_that_was_asked_for() {
         0xff,
     ];
     assert_eq!(system.formatted[8..24], uuid);
+    // DSP0134 3.0 §7.1.1: the characteristics are not supported.
+    assert_eq!(of(&found, 0).formatted[10..18], 8_u64.to_le_bytes());
     // systemd-detect-virt(1) looks at this bit.
     assert_eq!(of(&found, 0).formatted[0x13] & 1 << 4, 1 << 4);
 }
@@ -143,6 +145,32 @@ fn the_memory_structures_tell_of_all_memory() {
     let mapped: Vec<_> = found.iter().filter(|one| one.kind == 19).collect();
     assert_eq!(mapped[0].formatted[15..23], 0_u64.to_le_bytes());
     assert_eq!(mapped[1].formatted[15..23], (4_u64 << 30).to_le_bytes());
+    // The last byte of each range (DSP0134 3.0 §7.20, "Extended Ending Address").
+    for (one, end) in mapped.iter().zip([3_u64 << 30, 6 << 30]) {
+        assert_eq!(one.formatted[23..31], (end - 1).to_le_bytes());
+    }
+}
+
+#[test]
+fn the_table_may_fill_its_room_to_the_last_byte() {
+    let ram = ram::plan(64 << 20, &[]).unwrap();
+    let room = usize::try_from(SMBIOS_TABLE.end - SMBIOS_TABLE.start).unwrap();
+    let of = |len: usize| {
+        let config = SmbiosConfig {
+            oem_strings: vec!["x".repeat(len)],
+            ..SmbiosConfig::default()
+        };
+        tables(&config, &ram).map(|blobs| blobs[1].1.len())
+    };
+    let rest = of(1).unwrap() - 1;
+    assert_eq!(of(room - rest), Ok(room));
+    assert_eq!(
+        of(room - rest + 1),
+        Err(SmbiosError::TooLarge {
+            len: room + 1,
+            room
+        })
+    );
 }
 
 #[test]
@@ -158,4 +186,10 @@ fn what_does_not_fit_is_refused() {
         ..SmbiosConfig::default()
     };
     assert_eq!(tables(&many, &ram), Err(SmbiosError::TooMany(256)));
+    let most = SmbiosConfig {
+        oem_strings: vec!["x".to_owned(); 255],
+        ..SmbiosConfig::default()
+    };
+    let found = walk(&tables(&most, &ram).unwrap()[1].1);
+    assert_eq!(of(&found, 11).strings.len(), 255);
 }

@@ -160,11 +160,32 @@ mod tests {
         assert_eq!(moved.info()[0x12..0x18], screen.info()[0x12..0x18]);
         let back = moved.moved(0xc000_0000);
         assert_eq!(back.frame_buffer(), Some(0xc000_0000..0xc000_1000));
+        let again = moved.moved(0x98_7654_3000);
+        assert_eq!(again.frame_buffer(), Some(0x98_7654_3000..0x98_7654_4000));
+    }
+
+    #[test]
+    fn the_upper_half_of_the_address_counts_only_where_the_capability_says_so() {
+        let with = |capabilities: u32| {
+            let mut params = frame_buffer(EFI, 0xfd00_0000, 0x1000);
+            params[0x36..0x3a].copy_from_slice(&capabilities.to_le_bytes());
+            params[0x3a..0x3e].copy_from_slice(&[0x12, 0, 0, 0]);
+            Screen::parse(&params).and_then(|screen| screen.frame_buffer())
+        };
+        assert_eq!(with(!(1 << 1)), Some(0xfd00_0000..0xfd00_1000));
+        assert_eq!(with(1 << 1), Some(0x12_fd00_0000..0x12_fd00_1000));
     }
 
     #[test]
     fn what_shows_nothing_is_nothing() {
+        let [no_columns, no_lines] = [0x07, 0x0e].map(|at| {
+            let mut params = text(3, 1);
+            params[at] = 0;
+            params
+        });
         for params in [
+            no_columns,
+            no_lines,
             params(&[]),
             text(0x12, 1),
             text(3, 0),

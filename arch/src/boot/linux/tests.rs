@@ -1,5 +1,5 @@
 use super::*;
-use crate::{ram, random::Random};
+use crate::{layout, ram, random::Random};
 
 const MIB: u64 = 1 << 20;
 const SETUP_SECTS: usize = 0x1f1;
@@ -112,6 +112,66 @@ fn a_truncated_image_says_how_much_is_missing() {
 }
 
 #[test]
+fn a_header_that_ends_with_the_last_field_needed_is_long_enough() {
+    let end = 0x264;
+    let jump = |end: usize| with(0x201, &[u8::try_from(end - 0x202).unwrap()]);
+    assert!(parse(&jump(end)[..end]).is_ok());
+    assert!(matches!(
+        parse(&jump(end - 1)),
+        Err(ImageError::Damaged { field: "jump", .. })
+    ));
+}
+
+#[test]
+fn a_file_is_a_truncated_kernel_from_the_version_on_and_before_only_if_it_begins_as_one() {
+    let mut begins_as_efi = debian();
+    begins_as_efi[..2].copy_from_slice(b"MZ");
+    for len in 2..0x264 {
+        let have = len as u64;
+        let truncated = |need| Err(ImageError::Truncated { have, need });
+        let parse = |head: &[u8]| SetupHeader::parse(&head[..len], have);
+        match len {
+            ..0x208 => assert_eq!(parse(&debian()), Err(ImageError::NotAKernel), "{len:#x}"),
+            // The header says itself where it ends.
+            _ => assert_eq!(parse(&debian()), truncated(0x26c), "{len:#x}"),
+        }
+        assert!(
+            matches!(parse(&begins_as_efi), Err(ImageError::Truncated { .. })),
+            "{len:#x}"
+        );
+    }
+}
+
+#[test]
+fn the_oldest_version_that_is_taken_is_2_12() {
+    assert!(parse(&with(VERSION, &[0x0c, 0x02])).is_ok());
+    assert_eq!(
+        parse(&with(VERSION, &[0x0b, 0x02])),
+        Err(ImageError::TooOld { version: 0x20b })
+    );
+}
+
+#[test]
+fn sizes_are_taken_up_to_what_they_bound_and_refused_one_step_beyond() {
+    let payload = parse(&debian()).unwrap().payload();
+    let len = u32::try_from(payload.end - payload.start).unwrap();
+    let init_size = |len: u32| parse(&with(INIT_SIZE, &len.to_le_bytes()));
+    assert!(init_size(len).is_ok() && init_size(len - 1).is_err());
+    let of_file = |len: u64| SetupHeader::parse(&debian(), len);
+    assert!(of_file(payload.end).is_ok() && of_file(payload.end - 1).is_err());
+    // There has to be something at the 64-bit entry point, 0x200 bytes into the payload.
+    let syssize = |paragraphs: u32| parse(&with(SYSSIZE, &paragraphs.to_le_bytes()));
+    assert!(syssize(0x21).is_ok());
+    assert_eq!(
+        syssize(0x20),
+        Err(ImageError::Damaged {
+            field: "syssize",
+            value: 0x20
+        })
+    );
+}
+
+#[test]
 fn the_kernel_goes_where_it_wants_and_the_initrd_below_initrd_addr_max() {
     let placement = place(&parse(&debian()).unwrap(), &memory(4096), 30 * MIB).unwrap();
     assert_eq!(placement.kernel, 0x100_0000..0x100_0000 + 62 * MIB);
@@ -178,10 +238,12 @@ fn the_zero_page_has_the_header_and_what_the_loader_adds() {
         (0xc000_0000, 0)
     );
     assert_eq!(usize::from(page[0x1e8]), map.len());
-    assert_eq!(
-        (dword(&page[..], 0x2d0 + 8), page[0x2d0 + 16]),
-        (0x9_fc00, 1)
-    );
+    let qword = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+    assert_eq!((qword(0x2d0 + 8), page[0x2d0 + 16]), (0x9_fc00, 1));
+    for (at, entry) in (0x2d0..).step_by(20).zip(&map) {
+        assert_eq!((qword(at), qword(at + 8)), (entry.start, entry.len));
+        assert_eq!(dword(&page[..], at + 16), entry.kind as u32);
+    }
     // The sentinel and everything else that is not the header.
     assert!(!page.contains(&0xee));
 }
@@ -209,6 +271,12 @@ fn the_command_line_has_to_fit() {
     assert_eq!(header.command_line(&"x".repeat(2047)).unwrap().len(), 2048);
     let error = header.command_line(&"x".repeat(2048)).unwrap_err();
     assert_eq!((error.len, error.max), (2048, 2047));
+    // A kernel that takes any length gets what there is room for with its NUL.
+    let endless = parse(&with(0x238, &[0xff; 4])).unwrap();
+    let room = layout::COMMAND_LINE_ROOM;
+    let longest = endless.command_line(&"x".repeat(room - 1)).unwrap();
+    assert_eq!(longest.len(), room);
+    assert!(endless.command_line(&"x".repeat(room)).is_err());
 }
 
 #[test]

@@ -90,6 +90,49 @@ fn an_entry_of_64_bits_is_read_too() {
     assert_eq!(entry_in_notes(&note(b"GNU\0", 18, &[0; 4])), None);
 }
 
+/// An ELF file of nothing but headers, which are `headers`.
+fn headers_only(headers: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = vmlinux()[..64].to_vec();
+    file[56] = u8::try_from(headers.len()).unwrap();
+    file.extend(headers.concat());
+    file
+}
+
+#[test]
+fn a_file_may_end_with_its_headers_and_a_segment_without_a_byte_is_none() {
+    let zeros = program_header(1, (0, 0), 0x100_0000, 0x1000);
+    let nothing = program_header(1, (0, 0), 0x100_0000, 0);
+    let image = parse(&headers_only(&[zeros.clone(), nothing.clone()])).unwrap();
+    assert_eq!(image.segments().len(), 1);
+    assert_eq!(image.segments()[0].guest, 0x100_0000..0x100_1000);
+    assert_eq!(parse(&headers_only(&[nothing])), Err(ImageError::Empty));
+    assert_eq!(parse(&headers_only(&[])), Err(ImageError::Empty));
+    let file = headers_only(&[zeros]);
+    assert!(matches!(
+        parse(&file[..file.len() - 1]),
+        Err(ImageError::Truncated { .. })
+    ));
+}
+
+#[test]
+fn notes_of_more_than_64_kib_are_not_read() {
+    let load = program_header(1, (0, 0), 0x100_0000, 0x1000);
+    for (len, is_read) in [(0x1_0000, true), (0x1_0001, false)] {
+        let notes = program_header(4, (0x1000, len), 0, 0);
+        let head = headers_only(&[load.clone(), notes]);
+        let image = Image::parse(&head, 0x10_0000).unwrap();
+        assert_eq!(image.notes().len(), usize::from(is_read), "{len:#x}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "200 ranges of memory")]
+fn a_memory_map_that_the_start_info_has_no_room_for_is_never_written_over_the_zero_page() {
+    let memory = ram::plan(64 * MIB, &[]).unwrap();
+    let placement = place(&parse(&vmlinux()).unwrap(), ENTRY, &memory, 0).unwrap();
+    start_info(&placement, &vec![e820::map(&memory)[0]; 200]);
+}
+
 #[test]
 fn what_cannot_be_started_is_named_for_what_it_is() {
     let with = |at: usize, byte: u8| {
