@@ -43,6 +43,7 @@ mod tests {
     fn lint0_is_masked_whatever_it_was_and_lint1_is_nmi() {
         // KVM starts with LINT0 unmasked (a quirk that is on by default); and something that is not ours to change.
         let mut registers = [0; REGISTERS_LEN];
+        registers[LVT_LINT1 + 1] = 7;
         registers[LVT_LINT1 + 2] = 1;
         registers[LVT_LINT1] = 0x55;
         registers[0x370] = -1;

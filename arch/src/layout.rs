@@ -155,10 +155,11 @@ mod tests {
             ECAM,
             IOAPIC,
             LAPIC,
-            KVM_IDENTITY_MAP..KVM_TSS + 0x3000,
+            KVM_IDENTITY_MAP..KVM_IDENTITY_MAP + 0x1000,
+            KVM_TSS..KVM_TSS + 0x3000,
         ];
         assert!(parts.windows(2).all(|two| two[0].end <= two[1].start));
-        assert!(parts[0].start >= RAM_HOLE.start && parts[4].end <= RAM_HOLE.end);
+        assert!(parts[0].start >= RAM_HOLE.start && parts[5].end <= RAM_HOLE.end);
     }
 
     #[test]
@@ -177,6 +178,12 @@ mod tests {
             HIGH_RAM..HIGH_RAM + 1,
         ];
         assert!(parts.windows(2).all(|two| two[0].end <= two[1].start));
+    }
+
+    #[test]
+    fn the_command_line_has_all_the_room_that_is_promised() {
+        assert_eq!(COMMAND_LINE.end - COMMAND_LINE.start, 0x1_0000);
+        assert_eq!(COMMAND_LINE_ROOM, 0x1_0000);
     }
 
     #[test]

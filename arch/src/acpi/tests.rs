@@ -267,7 +267,9 @@ fn the_guest_is_granted_aer_pme_ltr_and_the_pcie_capability_and_no_hot_plug() {
     let dsdt = find(&tables(&config(1)), b"DSDT");
     // Method(_OSC, 4, Serialized), and in it And(CDW3, granted, CDW3) (PCI Firmware 3.3 §4.5.1).
     let granted = [&[0x7b], &b"CDW3"[..], &[0x0a, 0b11_1100], b"CDW3"].concat();
-    for bytes in [&b"_OSC\x0c"[..], &granted] {
+    // And Or(CDW1, error, CDW1): unknown UUID, unknown revision, capabilities masked (ACPI 6.5 §6.2.11).
+    let said = |bit: u8| [&[0x7d], &b"CDW1"[..], &[0x0a, bit], b"CDW1"].concat();
+    for bytes in [&b"_OSC\x0c"[..], &granted, &said(4), &said(8), &said(16)] {
         assert!(dsdt.windows(bytes.len()).any(|window| window == bytes));
     }
 }

@@ -141,5 +141,7 @@ mod tests {
         assert!(registers.code.db && !registers.code.l);
         // Interrupts, trap and virtual-8086 mode are off.
         assert_eq!(registers.rflags & (1 << 8 | 1 << 9 | 1 << 17), 0);
+        // Bit 1 is always set (Intel SDM vol. 1, "EFLAGS Register").
+        assert_eq!(registers.rflags & 1 << 1, 2);
     }
 }

@@ -335,6 +335,24 @@ mod tests {
     }
 
     #[test]
+    fn paging_mitigations_and_timers_stay_bit_for_bit() {
+        // The first level has no instructions that these registers name. Bits: Intel SDM vol. 2A and AMD APM vol. 3, CPUID.
+        let table = limited(1);
+        let leaf = |function| table.get(function, 0).unwrap();
+        assert_eq!(leaf(1).ecx, 0x8922_0000);
+        let more = leaf(7);
+        assert_eq!(
+            [more.ebx, more.ecx, more.edx],
+            [0x0010_0483, 0x0001_0004, 0xbc00_0400]
+        );
+        assert_eq!(
+            [leaf(0x8000_0001).ecx, leaf(0x8000_0001).edx],
+            [0x0040_0012, 0x3dbf_ffff]
+        );
+        assert_eq!(leaf(0x8000_0008).ebx, 0x770f_d000);
+    }
+
+    #[test]
     fn the_states_to_save_are_those_of_the_level() {
         assert!(limited(2).get(0xd, 0).is_none());
         let table = limited(3);
