@@ -58,6 +58,9 @@ pub(crate) enum Error {
     /// A scenario saw something other than it should.
     #[error("{0}")]
     Unexpected(String),
+    /// A program printed the sign of a defect, whatever the scenario found. Never an accident.
+    #[error("{0}")]
+    Defect(String),
     /// A scenario failed beside the evidence of an accident of emulation.
     #[error("{accident}\n{error}")]
     Accident {
@@ -75,6 +78,18 @@ impl Error {
     /// Whether it is no failure: what was asked for cannot be run here.
     pub(crate) fn is_skip(&self) -> bool {
         matches!(self, Self::Skipped(_))
+    }
+
+    /// The same as the consequence of an accident, if there was one and it explains the failure.
+    pub(crate) fn beside(self, accident: Option<Accident>) -> Self {
+        match (self, accident) {
+            (defect @ Self::Defect(_), _) => defect,
+            (error, Some(accident)) => Self::Accident {
+                accident,
+                error: Box::new(error),
+            },
+            (error, None) => error,
+        }
     }
 }
 
@@ -118,6 +133,16 @@ pub(crate) fn tail_of(path: &Path, count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_beside_evidence_is_an_accident_and_a_defect_never_is() {
+        let failed = || Error::Unexpected("no lease".into());
+        let stall = Some(Accident::GuestStall);
+        assert!(matches!(failed().beside(None), Error::Unexpected(_)));
+        assert!(matches!(failed().beside(stall), Error::Accident { .. }));
+        let panicked = Error::Defect("panicked at".into());
+        assert!(matches!(panicked.beside(stall), Error::Defect(_)));
+    }
 
     #[test]
     fn tail_keeps_only_the_last_lines() {

@@ -168,7 +168,7 @@ impl Host {
             _ => String::new(),
         };
         let signs = signs.join("\n");
-        Err(Error::Unexpected(format!("{found}printed:\n{signs}")))
+        Err(Error::Defect(format!("{found}printed:\n{signs}")))
     }
 
     /// Of a usual and a thorough number of rounds the one that this run is for.

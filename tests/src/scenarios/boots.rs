@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::{Scenario, Way};
 use crate::cards::Machine;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Result};
 use crate::host::Host;
 use crate::image::Image;
 use crate::log::Log;
@@ -50,13 +50,7 @@ impl<'a> Boots<'a> {
         };
         let result = self.run_on(&mut host, scenario);
         match result {
-            Err(error) if !error.is_skip() => Err(match host.accident() {
-                Some(accident) => Error::Accident {
-                    accident,
-                    error: Box::new(error),
-                },
-                None => error,
-            }),
+            Err(error) if !error.is_skip() => Err(error.beside(host.accident())),
             // A scenario that is skipped leaves its L1 as it was. A timer that is lost may be reported too late for this scenario,
             // and must not fail the next one.
             result => {
