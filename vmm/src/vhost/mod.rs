@@ -226,3 +226,6 @@ fn eventfd(line: BorrowedFd<'_>) -> io::Result<EventFd> {
     // SAFETY: the descriptor was made a line above and given up there: it is open and nobody else's.
     Ok(unsafe { EventFd::from_raw_fd(own) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -132,3 +132,34 @@ impl Engine for VhostNet {
         self.pairs.iter_mut().for_each(Pair::stop);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+
+    #[test]
+    fn a_start_with_one_ring_out_of_ram_is_refused_before_the_kernel_hears_of_any() {
+        let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let mut net = VhostNet {
+            pairs: Vec::new(),
+            memory: Arc::new(ram),
+            nobody: nobody().unwrap(),
+        };
+        let bell = nobody().unwrap();
+        let ring = |queue, used| Ring {
+            queue,
+            max: 256,
+            size: 256,
+            descriptors: 0,
+            available: 0x2000,
+            used,
+            bell: &bell,
+            line: None,
+        };
+        let end = 0x1_0000 - 6 - 8 * 256;
+        assert!(net.start(0, &[ring(0, 0x3000), ring(1, end)]).is_ok());
+        assert!(net.start(0, &[ring(0, 0x3000), ring(1, end + 4)]).is_err());
+    }
+}
