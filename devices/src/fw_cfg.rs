@@ -150,9 +150,14 @@ impl FwCfg {
         let is_file = state.selected == VMCOREINFO;
         let part = state.file.get_mut(state.offset..end);
         let part = part.filter(|_| is_file).ok_or(Refused)?;
-        let read = self.ram.memory().read_slice(part, from);
+        // Over the end of memory a read fails when it has copied what is before: the file takes all
+        // of it or nothing.
+        let mut bytes = vec![0; len];
+        let read = self.ram.memory().read_slice(&mut bytes, from);
+        read.map_err(|_| Refused)?;
+        part.copy_from_slice(&bytes);
         state.offset = end;
-        read.map_err(|_| Refused)
+        Ok(())
     }
 }
 

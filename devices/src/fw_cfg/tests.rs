@@ -139,18 +139,99 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn whatever_is_written_to_it_it_answers() {
+fn any_transfers_between_any_accesses_do_what_they_say_and_touch_nothing_else() {
     let mut random = Random::new(510);
     let table = table();
+    let mut file = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let (mut reads, mut writes, mut refusals) = (0, 0, 0);
     for _ in 0..20_000 {
+        // Any access of the registers. A transfer that it starts is described where there are
+        // zeroes, and does nothing.
         let len = 1 << random.within(0..4);
         let value = random.value().to_le_bytes();
         table.write(random.within(0..12), &value[..len]);
-        let mut data = [0; 8];
-        table.device.read(random.within(0..12), &mut data[..len]);
-        // A transfer that makes some sense.
-        let control = u32::try_from(random.within(0..1 << 22)).unwrap();
-        let len = u32::try_from(random.within(0..100)).unwrap();
-        table.transfer(control, len, random.within(0..MEMORY_LEN as u64 + 50));
+        let (offset, mut data) = (random.within(0..13), [0; 8]);
+        table.device.read(offset, &mut data[..len]);
+        for (at, byte) in (offset..).zip(&data[..len]) {
+            let is_signature = offset >= DMA && at < DMA + 8;
+            match usize::try_from(at - DMA.min(at)).unwrap() {
+                byte_of if is_signature => assert_eq!(*byte, DMA_SIGNATURE[byte_of]),
+                _ if (offset, len) == (DATA, 1) => {}
+                _ => assert_eq!(*byte, 0xff, "{at}"),
+            }
+        }
+        // A transfer from some place in some item, to memory or over its end.
+        let other = u16::try_from(random.within(0x21..0x4000)).unwrap();
+        let items = [SIGNATURE, ID, DIRECTORY, VMCOREINFO, VMCOREINFO, other];
+        let item = items[usize::try_from(random.within(0..6)).unwrap()];
+        let content = match item {
+            SIGNATURE => b"QEMU".to_vec(),
+            ID => vec![3, 0, 0, 0],
+            DIRECTORY => directory(),
+            VMCOREINFO => file.to_vec(),
+            _ => Vec::new(),
+        };
+        let skipped = usize::try_from(random.within(0..20)).unwrap();
+        let len = usize::try_from(random.within(0..40)).unwrap();
+        let address = match random.within(0..4) {
+            0 => MEMORY_LEN as u64 - random.within(0..40),
+            _ => BUFFER,
+        };
+        let is_there = len == 0 || address + len as u64 <= MEMORY_LEN as u64;
+        let select = u32::from(item) << 16 | CONTROL_SELECT | CONTROL_SKIP;
+        let [short_skipped, short_len] = [skipped, len].map(|len| u32::try_from(len).unwrap());
+        assert_eq!(table.transfer(select, short_skipped, 0), 0);
+        let place = GuestAddress(address);
+        let given: Vec<u8> = (0..len).map(|at| value[at % 8]).collect();
+        let room = len.min(MEMORY_LEN - usize::try_from(address).unwrap());
+        table.memory.write_slice(&given[..room], place).unwrap();
+        let is_done = if random.within(0..2) == 0 {
+            let done = table.transfer(CONTROL_READ, short_len, address) == 0;
+            assert_eq!(done, is_there);
+            let expected = content
+                .into_iter()
+                .skip(skipped)
+                .chain(std::iter::repeat(0));
+            let expected: Vec<u8> = expected.take(len).collect();
+            let mut came = vec![0; len];
+            if done {
+                table.memory.read_slice(&mut came, place).unwrap();
+                assert_eq!(came, expected);
+            }
+            reads += 1;
+            done
+        } else {
+            let done = table.transfer(CONTROL_WRITE, short_len, address) == 0;
+            let part = file.get_mut(skipped..skipped + len);
+            let part = part.filter(|_| item == VMCOREINFO && is_there);
+            assert_eq!(done, part.is_some());
+            if let Some(part) = part {
+                part.copy_from_slice(&given);
+            }
+            writes += usize::from(done);
+            done
+        };
+        refusals += usize::from(!is_done);
+        // Refused or not, the file is what was written to it.
+        let note = table.device.note();
+        let len = u32::from_le_bytes(file[4..8].try_into().unwrap());
+        let address = GuestAddress(u64::from_le_bytes(file[8..].try_into().unwrap()));
+        let told = file[2..4] == [1, 0] && len > 0;
+        assert_eq!(note, told.then_some(Note { address, len }));
     }
+    assert!(
+        reads > 1000 && writes > 500 && refusals > 500,
+        "{reads} {writes} {refusals}"
+    );
+    let mut memory = vec![0; MEMORY_LEN];
+    table
+        .memory
+        .read_slice(&mut memory, GuestAddress(0))
+        .unwrap();
+    for (start, len) in [(ACCESS.into(), ACCESS_LEN), (BUFFER, 40)] {
+        let start = usize::try_from(start).unwrap();
+        memory[start..start + len].fill(0);
+    }
+    memory[MEMORY_LEN - 40..].fill(0);
+    assert_eq!(memory.iter().position(|&byte| byte != 0), None);
 }
