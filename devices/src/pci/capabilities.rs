@@ -51,7 +51,8 @@ pub fn extended(config: &[u8]) -> impl Iterator<Item = ExtendedCapability> {
     extended_headers(config).filter(|capability| capability.id != 0)
 }
 
-fn extended_headers(config: &[u8]) -> impl Iterator<Item = ExtendedCapability> {
+/// The same with null capabilities.
+pub fn extended_headers(config: &[u8]) -> impl Iterator<Item = ExtendedCapability> {
     offsets(Some(EXTENDED), MOST_EXTENDED, |at| {
         header(config, at).map(Header::next)
     })
