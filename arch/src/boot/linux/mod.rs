@@ -79,13 +79,13 @@ pub fn zero_page(
     page[field::TYPE_OF_LOADER] = LOADER_UNDEFINED;
     put(&mut page[..], field::CMD_LINE_PTR, &low(COMMAND_LINE.start));
     put(&mut page[..], field::ACPI_RSDP_ADDR, &RSDP.to_le_bytes());
-    if let Some(initrd) = &placement.initrd {
-        let len = initrd.end - initrd.start;
-        put(&mut page[..], field::RAMDISK_IMAGE, &low(initrd.start));
-        put(&mut page[..], field::RAMDISK_SIZE, &low(len));
-        put(&mut page[..], field::EXT_RAMDISK_IMAGE, &high(initrd.start));
-        put(&mut page[..], field::EXT_RAMDISK_SIZE, &high(len));
-    }
+    // Without an initrd, too: the file's header may name one.
+    let initrd = placement.initrd.clone().unwrap_or(0..0);
+    let len = initrd.end - initrd.start;
+    put(&mut page[..], field::RAMDISK_IMAGE, &low(initrd.start));
+    put(&mut page[..], field::RAMDISK_SIZE, &low(len));
+    put(&mut page[..], field::EXT_RAMDISK_IMAGE, &high(initrd.start));
+    put(&mut page[..], field::EXT_RAMDISK_SIZE, &high(len));
     put_map(&mut page, map);
     page
 }

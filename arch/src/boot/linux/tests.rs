@@ -280,8 +280,9 @@ fn the_command_line_has_to_fit() {
 }
 
 #[test]
-fn no_image_makes_the_parser_or_the_placement_panic() {
+fn what_is_placed_of_a_damaged_image_lies_in_ram_and_its_parts_do_not_overlap() {
     let mut random = Random::new(2);
+    let (mut placed, mut refused, mut damaged) = (0, 0, 0);
     for _ in 0..50_000 {
         let mut head = debian();
         for _ in 0..random.below(8) {
@@ -290,14 +291,35 @@ fn no_image_makes_the_parser_or_the_placement_panic() {
         }
         head.truncate(random.index(2 * HEAD_LEN));
         let len = head.len() as u64 + random.magnitude(40);
-        if let Ok(header) = SetupHeader::parse(&head, len) {
-            let ram = memory(2 + random.below(5000) * 2);
-            if let Ok(placement) = place(&header, &ram, random.magnitude(34)) {
-                let initrd = placement.initrd.clone().unwrap_or(u64::MAX..u64::MAX);
-                assert!(initrd.start >= placement.kernel.end);
-                assert!(header.payload().end <= len);
-                zero_page(&header, &placement, &e820::map(&ram), None);
-            }
-        }
+        let Ok(header) = SetupHeader::parse(&head, len) else {
+            damaged += 1;
+            continue;
+        };
+        assert!(header.payload().end <= len);
+        let ram = memory(2 + random.below(5000) * 2);
+        let is_in_ram = |range: &std::ops::Range<u64>| {
+            ram.iter()
+                .any(|piece| piece.guest <= range.start && range.end <= piece.end())
+        };
+        let initrd_len = random.magnitude(34);
+        let Ok(placement) = place(&header, &ram, initrd_len) else {
+            refused += 1;
+            continue;
+        };
+        placed += 1;
+        let kernel = &placement.kernel;
+        assert!(is_in_ram(kernel) && kernel.contains(&placement.entry));
+        let initrd = placement.initrd.clone().unwrap_or(kernel.end..kernel.end);
+        assert_eq!(initrd.end - initrd.start, initrd_len);
+        assert!(initrd.start >= kernel.end && is_in_ram(&initrd));
+        // The length, and its upper half (ramdisk_size, ext_ramdisk_size).
+        let page = zero_page(&header, &placement, &e820::map(&ram), None);
+        let halves = [0x21c, 0x0c4].map(|at| u64::from(dword(&page[..], at)));
+        assert_eq!(halves[0] | halves[1] << 32, initrd_len);
     }
+    let enough = placed > 1000 && refused > 100 && damaged > 1000;
+    assert!(
+        enough,
+        "{placed} placed, {refused} refused, {damaged} damaged"
+    );
 }

@@ -233,21 +233,53 @@ fn the_start_info_points_to_its_parts() {
 }
 
 #[test]
-fn no_file_makes_the_parser_or_the_placement_panic() {
+fn what_is_placed_of_a_damaged_file_lies_in_ram_and_its_parts_do_not_overlap() {
     let mut random = Random::new(3);
     let memory = ram::plan(64 * MIB, &[]).unwrap();
-    for _ in 0..10_000 {
+    let is_in_ram = |range: &std::ops::Range<u64>| {
+        memory
+            .iter()
+            .any(|piece| piece.guest <= range.start && range.end <= piece.end())
+    };
+    let (mut placed, mut refused, mut damaged) = (0, 0, 0);
+    for _ in 0..20_000 {
         let mut file = vmlinux();
         for _ in 0..random.below(6) {
             let at = [random.index(64 + 3 * 56), NOTES_AT + random.index(80)];
             file[at[random.index(2)]] = random.byte();
         }
         file.truncate(random.index(2 * file.len()));
-        if let (Ok(image), Ok(entry)) = (parse(&file), entry(&file)) {
-            let initrd_len = random.magnitude(40);
-            if let Ok(placement) = place(&image, entry, &memory, initrd_len) {
-                start_info(&placement, &e820::map(&memory));
-            }
+        let (Ok(image), Ok(entry)) = (parse(&file), entry(&file)) else {
+            damaged += 1;
+            continue;
+        };
+        for segment in image.segments() {
+            assert!(segment.file.start <= segment.file.end);
+            assert!(segment.file.end <= file.len() as u64);
+            let (from, to) = (&segment.file, &segment.guest);
+            assert!(from.end - from.start <= to.end - to.start);
         }
+        let initrd_len = random.magnitude(27);
+        let Ok(placement) = place(&image, entry, &memory, initrd_len) else {
+            refused += 1;
+            continue;
+        };
+        placed += 1;
+        let kernel = &placement.kernel;
+        assert!(kernel.start >= HIGH_RAM && kernel.contains(&placement.entry));
+        for segment in image.segments() {
+            assert!(is_in_ram(&segment.guest));
+            assert!(kernel.start <= segment.guest.start && segment.guest.end <= kernel.end);
+        }
+        let initrd = placement.initrd.clone().unwrap_or(kernel.end..kernel.end);
+        assert_eq!(initrd.end - initrd.start, initrd_len);
+        assert!(initrd_len == 0 || initrd.start % 4096 == 0);
+        assert!(initrd.start >= kernel.end && is_in_ram(&initrd));
+        let page = start_info(&placement, &e820::map(&memory));
+        assert_eq!(page[12], u8::from(initrd_len > 0), "modules");
     }
+    assert!(
+        placed > 1000 && refused > 100 && damaged > 1000,
+        "{placed} {refused} {damaged}"
+    );
 }
