@@ -1,7 +1,9 @@
 //! What needs no L1: formatting, lints, and the unit tests of all crates. Also builds `viaduct` for the lab.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::io::{self, IsTerminal};
+use std::mem;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
@@ -134,43 +136,118 @@ fn unit_tests() -> Tally {
             return tally;
         }
     };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let (read, skips) = read_results(&text);
-    for skip in skips {
-        println!("SKIPPED {skip}");
+    let read = read_results(
+        &String::from_utf8_lossy(&output.stdout),
+        &String::from_utf8_lossy(&output.stderr),
+    );
+    for (test, reason) in &read.skips {
+        println!("SKIPPED {test} ({reason})");
     }
-    if !output.status.success() && read.failed == 0 {
+    tally.add(read.tally);
+    for line in &read.strays {
+        tally.failed += 1;
+        println!(
+            "FAILED  unit tests: a skip outside of any test's output, print it with println!\n{line}"
+        );
+    }
+    if read.tally.failed > 0 {
+        println!("FAILED  unit tests\n{}", read.failures);
+    } else if !output.status.success() {
         tally.count("unit tests", start.elapsed(), &Err(failure(shown, &output)));
-    } else if read.failed > 0 {
-        println!("FAILED  unit tests\n{}", tail(&text, 80));
     } else {
         println!(
             "PASSED  unit tests: {} ({:.1} s)",
-            read.passed,
+            read.tally.passed,
             start.elapsed().as_secs_f32()
         );
     }
-    tally.add(read);
     tally
 }
 
-/// Reads what libtest prints. A test that says "SKIPPED (reason)" passes for libtest, and is a skip here.
-fn read_results(text: &str) -> (Tally, Vec<String>) {
-    let mut tally = Tally::default();
-    let (mut skips, mut name) = (Vec::new(), String::new());
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("test result: ") {
-            tally.add(sum_line(rest));
-        } else if let Some(rest) = line.strip_prefix("---- ") {
-            name = rest.split(' ').next().unwrap_or_default().to_owned();
-        } else if let Some(reason) = line.strip_prefix("SKIPPED ") {
-            skips.push(format!("{name} {reason}"));
+/// The start of the line by which a test says that it cannot run here: `SKIPPED (reason)`.
+const SKIP: &str = "SKIPPED (";
+
+/// The results of all unit tests.
+#[derive(Debug, Default)]
+struct Results {
+    tally: Tally,
+    /// The tests that cannot run here, each with its reason.
+    skips: Vec<(String, String)>,
+    /// Skips that belong to no test.
+    strays: Vec<String>,
+    /// The output of the failed tests.
+    failures: String,
+}
+
+/// The parts of one test program's output, in their order.
+enum Part {
+    Progress,
+    Successes,
+    Failures,
+}
+
+/// Reads the output of libtest with `--show-output`.
+///
+/// A test that cannot run here prints `SKIPPED (reason)` and returns. It passes for libtest and
+/// counts as skipped here. libtest captures the output of each test and prints it in a section of
+/// its own after the last test, so tests that run side by side do not mix. A line that was written
+/// past the capture has no test to count for: it is a fault of the test.
+fn read_results(stdout: &str, stderr: &str) -> Results {
+    let mut results = Results::default();
+    let (mut part, mut section) = (Part::Progress, "");
+    // The tests of this program that are skipped. Another program may have tests of the same names.
+    let mut skipped = BTreeMap::new();
+    for line in stdout.lines() {
+        if let Some(sum) = line.strip_prefix("test result: ") {
+            let mut sum = sum_line(sum);
+            sum.passed -= skipped.len();
+            sum.skipped += skipped.len();
+            results.tally.add(sum);
+            results.skips.extend(mem::take(&mut skipped));
+            (part, section) = (Part::Progress, "");
+            continue;
+        }
+        match line {
+            "successes:" => part = Part::Successes,
+            "failures:" => part = Part::Failures,
+            _ => {}
+        }
+        match part {
+            Part::Progress => {
+                if let Some((test, reason)) = ignored(line) {
+                    results.skips.push((test.to_owned(), reason.to_owned()));
+                } else if line.contains(SKIP) {
+                    results.strays.push(line.to_owned());
+                }
+            }
+            Part::Successes => {
+                if let Some(test) = heading(line) {
+                    section = test;
+                } else if let Some(reason) = line.strip_prefix(SKIP) {
+                    let reason = reason.strip_suffix(')').unwrap_or(reason).to_owned();
+                    skipped.entry(section.to_owned()).or_insert(reason);
+                }
+            }
+            Part::Failures => {
+                results.failures += line;
+                results.failures.push('\n');
+            }
         }
     }
-    let spoken = skips.len().min(tally.passed);
-    tally.passed -= spoken;
-    tally.skipped += spoken;
-    (tally, skips)
+    let strays = stderr.lines().filter(|line| line.starts_with(SKIP));
+    results.strays.extend(strays.map(str::to_owned));
+    results
+}
+
+/// The name in `---- NAME stdout ----`, which opens the output of one test.
+fn heading(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+}
+
+/// The name and the reason in `test NAME ... ignored` or `test NAME ... ignored, REASON`.
+fn ignored(line: &str) -> Option<(&str, &str)> {
+    let (test, result) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+    Some((test, result.strip_prefix(", ").unwrap_or("ignored")))
 }
 
 /// `ok. 3 passed; 0 failed; 1 ignored; ...`
@@ -193,13 +270,78 @@ fn sum_line(line: &str) -> Tally {
 mod tests {
     use super::*;
 
+    /// One program's output: a test that prints nothing of interest, one that is skipped and says
+    /// so twice, one that fails.
+    const PROGRAM: &str = "running 4 tests\n\
+        test quiet ... ok\n\
+        test kvm::runs ... ok\n\
+        test kvm::fails ... FAILED\n\
+        test slow ... ignored, takes an hour\n\
+        \n\
+        successes:\n\
+        \n\
+        ---- kvm::runs stdout ----\n\
+        a word before\n\
+        SKIPPED (/dev/kvm: Permission denied (os error 13))\n\
+        SKIPPED (another reason)\n\
+        \n\
+        ---- quiet stdout ----\n\
+        this one is not SKIPPED (it only says so)\n\
+        \n\
+        \n\
+        successes:\n    kvm::runs\n    quiet\n\
+        \n\
+        failures:\n\
+        \n\
+        ---- kvm::fails stdout ----\n\
+        SKIPPED (and fails all the same)\n\
+        thread 'kvm::fails' panicked at src/kvm.rs:1:1\n\
+        \n\
+        \n\
+        failures:\n    kvm::fails\n\
+        \n\
+        test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n";
+
+    fn skip(test: &str, reason: &str) -> (String, String) {
+        (test.to_owned(), reason.to_owned())
+    }
+
     #[test]
-    fn results_of_several_crates_are_added_and_spoken_skips_counted() {
-        let text = "test a ... ok\n---- a stdout ----\nSKIPPED (no /dev/kvm)\n\n\
-            test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
-            test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
-        let (tally, skips) = read_results(text);
-        assert_eq!(tally, Tally::of(4, 1, 2));
-        assert_eq!(skips, ["a (no /dev/kvm)"]);
+    fn a_test_that_says_it_is_skipped_counts_as_skipped_once_and_not_as_passed() {
+        let read = read_results(PROGRAM, "");
+        assert_eq!(read.tally, Tally::of(1, 1, 2));
+        let skips = [
+            skip("slow", "takes an hour"),
+            skip("kvm::runs", "/dev/kvm: Permission denied (os error 13)"),
+        ];
+        assert_eq!(read.skips, skips);
+        assert_eq!(read.strays, <[String; 0]>::default());
+    }
+
+    #[test]
+    fn the_programs_of_all_crates_are_added_also_where_their_tests_have_the_same_names() {
+        let read = read_results(&PROGRAM.repeat(3), "");
+        assert_eq!(read.tally, Tally::of(3, 3, 6));
+        assert_eq!(read.skips.len(), 6);
+    }
+
+    #[test]
+    fn what_failed_tests_print_is_shown_and_nothing_else() {
+        let failures = read_results(PROGRAM, "").failures;
+        assert!(failures.contains("thread 'kvm::fails' panicked at src/kvm.rs:1:1"));
+        assert!(!failures.contains("quiet"), "{failures}");
+    }
+
+    #[test]
+    fn a_skip_past_the_capture_is_found_on_either_stream() {
+        let alone = format!("test kvm::runs ... SKIPPED (no /dev/kvm)\nok\n{PROGRAM}");
+        let stderr = "   Compiling vmm v0.1.0\nSKIPPED (no huge pages): ram::tests::all\n";
+        let read = read_results(&alone, stderr);
+        let strays = [
+            "test kvm::runs ... SKIPPED (no /dev/kvm)",
+            "SKIPPED (no huge pages): ram::tests::all",
+        ];
+        assert_eq!(read.strays, strays);
+        assert_eq!(read.skips.len(), 2);
     }
 }

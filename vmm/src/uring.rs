@@ -157,6 +157,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
+    use crate::tiny_guest::skipped;
 
     struct TestRam(GuestMemoryMmap);
 
@@ -173,7 +174,10 @@ mod tests {
         match Uring::new(ram.clone()) {
             Ok(uring) => Some((uring, ram)),
             Err(error) => {
-                println!("SKIPPED (no io_uring: {error})");
+                let number = error.raw_os_error();
+                let is_absent = matches!(number, Some(libc::ENOSYS | libc::EPERM));
+                assert!(is_absent, "{error}");
+                skipped(&format!("io_uring: {error}"));
                 None
             }
         }

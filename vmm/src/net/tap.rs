@@ -340,6 +340,7 @@ fn device_error(source: io::Error) -> TapError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiny_guest::skipped;
 
     #[test]
     fn who_may_make_one_is_in_the_effective_capabilities() {
@@ -373,7 +374,7 @@ mod tests {
         let tap = match Tap::make(&name, 1) {
             Ok(tap) => tap,
             Err(error @ (TapError::Device { .. } | TapError::NotPermitted(..))) => {
-                return println!("SKIPPED ({error})");
+                return skipped(&error.to_string());
             }
             Err(error) => panic!("{error}"),
         };

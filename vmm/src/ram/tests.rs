@@ -7,6 +7,7 @@ use super::{
     range::HUGE_PAGE,
     *,
 };
+use crate::tiny_guest::skipped;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -152,7 +153,7 @@ fn unpromised() -> Option<u64> {
 fn huge_pages_are_reserved_before_they_are_populated() {
     let _alone = POOL.lock().unwrap();
     let Some(free) = unpromised().filter(|&free| free >= 2) else {
-        return crate::tiny_guest::skipped("this host has no two huge pages to spare");
+        return skipped("this host has no two huge pages to spare");
     };
     let plan = [RamRange {
         guest: 0,
@@ -173,7 +174,7 @@ fn huge_pages_are_reserved_before_they_are_populated() {
 fn missing_huge_pages_are_an_error_that_says_how_to_reserve_them() {
     let _alone = POOL.lock().unwrap();
     let (Some(free), Some(all)) = (unpromised(), pool("nr_hugepages")) else {
-        return crate::tiny_guest::skipped("this kernel has no huge pages");
+        return skipped("this kernel has no huge pages");
     };
     let plan = [RamRange {
         guest: 0,
@@ -288,7 +289,7 @@ fn shared_ram_is_in_a_sealed_file_and_works_like_any_other() {
 fn memory_prefers_the_node_that_it_was_asked_for() {
     let policies = || std::fs::read_to_string("/proc/self/numa_maps").ok();
     if policies().is_none() {
-        return crate::tiny_guest::skipped("this kernel knows of no memory nodes");
+        return skipped("this kernel knows of no memory nodes");
     }
     let backing = Backing {
         node: Some(0),

@@ -252,7 +252,9 @@ mod tests {
         // SAFETY: no pointers; only this thread's network namespace changes.
         let alone = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
         if !alone {
-            return eprintln!("SKIPPED (no right to make a network namespace)");
+            let error = io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+            return println!("SKIPPED (a network namespace of its own: {error})");
         }
         let lo = Running.link("lo").unwrap();
         assert!(!lo.up);
