@@ -242,7 +242,10 @@ impl SerialEvents for Room {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Condvar, atomic::AtomicUsize, mpsc};
+    use std::{
+        sync::{Condvar, atomic::AtomicUsize, mpsc},
+        time::Instant,
+    };
 
     use super::*;
     use crate::testing::{CountingLine, widths_agree};
@@ -372,7 +375,9 @@ mod tests {
         let (uart, _, _written, gate) = uart();
         gate.shut(true);
         fill(&uart);
-        uart.finish(Duration::from_millis(20));
+        let (start, patience) = (Instant::now(), Duration::from_millis(20));
+        uart.finish(patience);
+        assert!((patience..100 * patience).contains(&start.elapsed()));
     }
 
     struct Broken(Arc<AtomicUsize>);

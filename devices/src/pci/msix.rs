@@ -411,6 +411,7 @@ mod tests {
         let mut random = Random::new(2);
         let mut msix = Msix::new(4);
         let mut routes = [None; 4];
+        let (mut changed, mut routed) = (0, 0);
         for _ in 0..100_000 {
             let value = random.value().to_le_bytes();
             let changes = match random.within(0..8) {
@@ -422,6 +423,7 @@ mod tests {
             for (vector, message) in changes {
                 assert_ne!(routes[vector], message, "a change that is none");
                 routes[vector] = message;
+                changed += 1;
             }
             for (vector, route) in routes.iter().enumerate() {
                 let mut entry = [0; 16];
@@ -432,7 +434,12 @@ mod tests {
                     data: u32::from_le_bytes(*entry[8..].first_chunk().unwrap()),
                 };
                 assert_eq!(*route, signals.then_some(message));
+                routed += usize::from(signals);
             }
         }
+        assert!(
+            changed > 1000 && routed > 1000,
+            "{changed} changed, {routed} routed"
+        );
     }
 }

@@ -151,7 +151,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn garbage_is_survived_wherever_the_chain_starts() {
+    fn a_capability_of_garbage_is_what_follows_a_header_with_its_id() {
         // A linear congruential generator: the same bytes in every run.
         let mut state = 1u64;
         let mut next = || {
@@ -160,16 +160,42 @@ pub(super) mod tests {
                 .wrapping_add(1);
             (state >> 33) as u32
         };
-        for _ in 0..2000 {
-            let len = (next() % 128) as usize;
-            let info = Info {
-                bytes: (0..len).map(|_| (next() % 64) as u8).collect(),
+        let mut found = [0; 4];
+        for _ in 0..20_000 {
+            // Words that are IDs or links more often than anything else, and now and then part of
+            // one at the end.
+            let word = |_| match next() % 8 {
+                0 => next(),
+                1..4 => next() % 4,
+                _ => next() % 32 * 4,
             };
+            let mut bytes: Vec<u8> = (0..32).map(word).flat_map(u32::to_ne_bytes).collect();
+            let len = (next() % 128) as usize;
+            bytes.truncate(len);
+            let info = Info {
+                bytes: bytes.clone(),
+            };
+            let id_at = |at: usize| read_u32(&bytes, at).map(|header| header & 0xffff);
             for first in [next(), next() % 128] {
                 for id in 0..4 {
-                    let _ = info.capability(first, id).map(pairs);
+                    let start = first as usize;
+                    let body = info.capability(first, id);
+                    if start >= CAP_HEADER_BYTES
+                        && start + CAP_HEADER_BYTES <= len
+                        && id_at(start) == Some(id)
+                    {
+                        assert_eq!(body, Some(&bytes[start + CAP_HEADER_BYTES..]));
+                    }
+                    let Some(body) = body else { continue };
+                    assert!(bytes.ends_with(body));
+                    let at = len - body.len() - CAP_HEADER_BYTES;
+                    assert!(at >= CAP_HEADER_BYTES);
+                    assert_eq!(id_at(at), Some(id));
+                    assert!(pairs(body).len() * 16 <= body.len().saturating_sub(8));
+                    found[id as usize] += usize::from(at != start);
                 }
             }
         }
+        assert!(found.iter().all(|&behind| behind > 10), "{found:?}");
     }
 }

@@ -78,6 +78,7 @@ fn by_groups_each_says_what_belongs_together() {
 fn every_machine_fits_eighty_columns_with_what_decides() {
     for machine in [AMD, INTEL, VMD, MANY_FUNCTIONS, NO_IOMMU] {
         let lines = table(machine, true, false, Some(80));
+        assert!(lines.len() > 3, "{lines:#?}");
         assert!(
             lines.iter().all(|line| line.chars().count() <= 80),
             "{lines:#?}"

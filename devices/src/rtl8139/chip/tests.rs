@@ -164,18 +164,76 @@ fn byte_word_and_dword_accesses_agree() {
 }
 
 #[test]
-fn whatever_a_driver_writes_nothing_outside_of_memory_is_touched_and_nothing_panics() {
-    let (mut chip, memory) = (chip(RX_OWN), memory());
+fn whatever_a_driver_writes_packets_go_into_its_ring_alone_and_are_sent_from_its_descriptors() {
+    const MEMORY_LEN: usize = 0x4_0000;
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap();
+    let zeroes = vec![0; MEMORY_LEN];
+    let mut chip = chip(RX_EVERYBODY);
     let mut random = Random::new(0x8139);
+    let (mut sends, mut received, mut no_room) = (0, 0, 0);
     for _ in 0..100_000 {
         let at = usize::try_from(random.within(0..LEN as u64 + 8)).unwrap();
         let len = usize::try_from(random.within(1..9)).unwrap();
         let value = random.value().to_le_bytes();
-        if let Effect::Send(descriptor, ..) = chip.write(at, &value[..len]) {
-            chip.sent_one(descriptor, random.within(0..2) == 0);
+        if let Effect::Send(descriptor, address, len) = chip.write(at, &value[..len]) {
+            sends += 1;
+            assert_ne!(chip.get(COMMAND, 1) & u32::from(COMMAND_TX), 0);
+            assert_eq!(chip.get(TX_ADDRESS + 4 * descriptor, 4), address);
+            let status = TX_STATUS + 4 * descriptor;
+            assert_eq!(
+                chip.get(status, 4) & (TX_OWN | TX_SIZE),
+                u32::try_from(len).unwrap()
+            );
+            let is_sent = random.within(0..2) == 0;
+            chip.sent_one(descriptor, is_sent);
+            let end = if is_sent { TX_OK } else { TX_ABORTED };
+            assert_eq!(
+                chip.get(status, 4) & (TX_OWN | TX_OK | TX_ABORTED),
+                TX_OWN | end
+            );
         }
-        let len = usize::try_from(random.within(0..2000)).unwrap();
-        let _ = chip.receive(&vec![0xff; len], &memory);
-        chip.read(at, &mut [0; 8]);
+        let mut past = [0; 8];
+        chip.read(LEN - at % 4, &mut past);
+        assert_eq!(past[at % 4..], [0xff; 8][at % 4..]);
+        // What it listens for, and a ring that is in memory or reaches over its end, since few
+        // would be.
+        if random.within(0..16) == 0 {
+            let _ = chip.put(COMMAND, (COMMAND_RX | COMMAND_TX).into(), 1);
+            let base = random.within(0..MEMORY_LEN as u64 + 0x1000);
+            let _ = chip.put(RX_BUFFER, base.try_into().unwrap(), 4);
+        }
+        let packet = vec![0xff; usize::try_from(random.within(0..2000)).unwrap()];
+        let before = chip.get(RX_WRITE, 2);
+        match chip.receive(&packet, &memory) {
+            Received::NoRoom => {
+                no_room += 1;
+                assert_eq!(chip.get(RX_WRITE, 2), before);
+            }
+            Received::Done if chip.get(RX_WRITE, 2) == before => {}
+            Received::Done => {
+                received += 1;
+                assert!((14..=LONGEST).contains(&packet.len()));
+                let config = chip.get(RX_CONFIG, 4);
+                let ring_len = RING_LEN << (config >> RX_RING_SHIFT & 3);
+                assert!((chip.get(RX_WRITE, 2) as usize) < ring_len);
+                let over = if config & RX_NO_WRAP != 0 {
+                    LONGEST + 8
+                } else {
+                    0
+                };
+                let start = (chip.get(RX_BUFFER, 4) as usize).min(MEMORY_LEN);
+                let end = (start + ring_len + over).min(MEMORY_LEN);
+                let mut after = vec![0; MEMORY_LEN];
+                memory.read_slice(&mut after, GuestAddress(0)).unwrap();
+                assert!(after[..start] == zeroes[..start] && after[end..] == zeroes[end..]);
+                let ring = GuestAddress(start as u64);
+                memory.write_slice(&zeroes[start..end], ring).unwrap();
+            }
+        }
     }
+    let enough = sends > 100 && received > 1000 && no_room > 10;
+    assert!(
+        enough,
+        "{sends} sent, {received} received, {no_room} without room"
+    );
 }

@@ -177,6 +177,7 @@ fn garbage_of_a_driver_costs_it_the_device_at_most() {
     let (cables, ram) = ([cable(), cable()], ram());
     let mut net = net(&cables);
     let mut random = Random::new(0xae7);
+    let (mut sent, mut received) = (0, 0);
     for _ in 0..20_000 {
         let mut driver = Driver::new(ram.clone(), 0x1000);
         for index in 0..4 {
@@ -195,14 +196,28 @@ fn garbage_of_a_driver_costs_it_the_device_at_most() {
         };
         let at = usize::try_from(random.within(0..6)).unwrap();
         let room = chain.writable_len();
+        let mut given = Vec::new();
+        for part in &chain.readable {
+            let start = given.len();
+            given.resize(start + part.len, 0);
+            ram.0.read_slice(&mut given[start..], part.address).unwrap();
+        }
         if let Ok(Answer::Done(written)) = net.serve(at, chain, &ram.0) {
             assert!(usize::try_from(written).unwrap() <= room);
         }
+        received += usize::from(cables[0].coming.lock().unwrap().is_empty());
         cables[0].coming.lock().unwrap().clear();
         for cable in &cables {
-            cable.sent.lock().unwrap().clear();
+            for packet in std::mem::take(&mut *cable.sent.lock().unwrap()) {
+                assert!(given.ends_with(&packet));
+                sent += 1;
+            }
         }
     }
+    assert!(
+        sent > 100 && received > 100,
+        "{sent} sent, {received} received"
+    );
 }
 
 /// What an engine was asked for.

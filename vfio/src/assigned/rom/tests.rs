@@ -1,7 +1,7 @@
 use std::io::Write;
 
 use super::*;
-use crate::assigned::fake::FakeHost;
+use crate::assigned::{fake::FakeHost, random::Random};
 
 const ROM: u32 = 6;
 const IDS: [u8; 4] = [0x86, 0x80, 0xca, 0x10];
@@ -149,29 +149,54 @@ fn an_efi_image_gets_the_name_but_no_checksum_into_its_header() {
 }
 
 #[test]
-fn a_rom_of_garbage_is_survived() {
-    let mut state = 5u64;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        state.to_le_bytes()[6]
-    };
-    for len in (0..0x200).chain([2048, 4096]) {
-        let mut rom: Vec<u8> = (0..len).map(|_| next()).collect();
+fn only_the_name_and_the_checksum_of_a_rom_of_garbage_change() {
+    let mut random = Random::new(5);
+    let (mut renamed, mut summed) = (0, 0);
+    for len in (0..0x200).chain([2048, 4096].repeat(500)) {
+        let mut rom: Vec<u8> = (0..len).map(|_| random.byte()).collect();
         for at in [0, 1] {
             if let Some(byte) = rom.get_mut(at) {
                 *byte = SIGNATURE[at];
             }
         }
-        if let Some(pointer) = rom.get_mut(0x18..0x1a) {
-            pointer.copy_from_slice(&[next(), 0]);
+        if let Some(blocks) = rom.get_mut(2) {
+            *blocks %= 12;
         }
-        if let Some(at) = rom.get(0x18).map(|&at| usize::from(at))
-            && let Some(place) = rom.get_mut(at..at + 6)
-        {
+        if let Some(pointer) = rom.get_mut(0x18..0x1a) {
+            pointer.copy_from_slice(&[random.byte(), 0]);
+        }
+        let at = rom.get(0x18).map_or(usize::MAX / 2, |&at| at.into());
+        if let Some(place) = rom.get_mut(at..at + 6) {
             place.copy_from_slice(b"PCIR\x86\x80");
         }
+        if let Some(code_type) = rom.get_mut(at + 0x14) {
+            *code_type %= 2;
+        }
+        let before = rom.clone();
         name_device(&mut rom, IDS);
+        let changed: Vec<_> = (0..len).filter(|&at| rom[at] != before[at]).collect();
+        let is_allowed = |place: &usize| *place == 6 || (at + 6..at + 8).contains(place);
+        assert!(changed.iter().all(is_allowed), "{at:#x}: {changed:x?}");
+        if changed.iter().any(|&place| place != 6) {
+            renamed += 1;
+            assert_eq!(rom[at + 4..at + 8], IDS);
+        }
+        if changed.contains(&6) {
+            summed += 1;
+            let image = &rom[..usize::from(rom[2]) * 512];
+            assert_eq!(
+                image
+                    .iter()
+                    .fold(0, |sum: u8, &byte| sum.wrapping_add(byte)),
+                0
+            );
+        }
+        let once = rom.clone();
+        name_device(&mut rom, IDS);
+        assert_eq!(rom, once, "it has its name already");
     }
+    assert!(
+        renamed > 900 && summed > 100,
+        "{renamed} renamed, {summed} summed"
+    );
 }

@@ -435,11 +435,35 @@ fn a_danger_is_explained_with_the_way_to_do_it_all_the_same() {
 }
 
 #[test]
-fn the_machine_that_runs_this_can_be_read() {
-    // Whatever it is: no error, no panic.
+fn every_function_of_the_machine_that_runs_this_is_read_as_sysfs_has_it() {
+    let root = std::path::Path::new("/sys/bus/pci/devices");
+    let listed = std::fs::read_dir(root).into_iter().flatten();
+    let mut names: Vec<_> = listed
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    if names.is_empty() {
+        return println!("SKIPPED (this machine has no PCI functions)");
+    }
+    names.sort_unstable();
     let host = crate::host::Host::new();
-    for bdf in host.functions() {
+    let functions = host.functions();
+    let found: Vec<_> = functions.iter().map(|bdf| bdf.to_string()).collect();
+    assert_eq!(found, names);
+    for bdf in functions {
+        let number = |attribute: &str| {
+            let path = root.join(bdf.to_string()).join(attribute);
+            let text = std::fs::read_to_string(path).unwrap();
+            u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).unwrap()
+        };
         let device = host.device(bdf).unwrap();
-        let _ = (host.dangers(&device), host.viability(bdf, &[bdf]));
+        assert_eq!(device.bdf, bdf);
+        assert_eq!(u32::from(device.vendor), number("vendor"));
+        assert_eq!(u32::from(device.device), number("device"));
+        assert_eq!(device.class, number("class"));
+        let boot_display = host.dangers(&device).contains(&Danger::BootVga);
+        assert_eq!(boot_display, device.boot_vga);
+        // Without an IOMMU there is no group to be viable.
+        let viable = host.viability(bdf, &[bdf]).is_ok();
+        assert!(!viable || device.iommu_group.is_some(), "{bdf}");
     }
 }

@@ -61,7 +61,7 @@ fn a_display_has_its_registers_rom_and_link() {
 fn functions_behind_acs_have_groups_of_their_own() {
     let inventory = Recorded::new(INTEL).host().inventory();
     let alone = |group: &u32| inventory.groups[group].members.len() == 1;
-    assert!(inventory.groups.keys().all(alone));
+    assert!(inventory.groups.len() > 3 && inventory.groups.keys().all(alone));
     let port = of(&inventory, "17:00.0");
     assert_eq!(port.device.numa_node, Some(0));
     let sriov = port.device.sriov.as_ref().unwrap();

@@ -245,6 +245,7 @@ fn every_function_of_machines_unlike_the_lab_is_looked_at() {
         let host = machine.host();
         let all = host.functions();
         let sections = sections(&host, &machine.files(), &all, &User::root()).unwrap();
+        assert!(!all.is_empty() && sections.len() == all.len());
         for (bdf, section) in all.into_iter().zip(sections) {
             let is_bridge = host.device(bdf).unwrap().is_bridge();
             assert_eq!(section.checks.len() == 1, is_bridge, "{bdf}");
