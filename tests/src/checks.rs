@@ -143,6 +143,7 @@ fn unit_tests() -> Tally {
     for (test, reason) in &read.skips {
         println!("SKIPPED {test} ({reason})");
     }
+    let Tally { passed, failed, .. } = read.tally;
     tally.add(read.tally);
     for line in &read.strays {
         tally.failed += 1;
@@ -150,14 +151,13 @@ fn unit_tests() -> Tally {
             "FAILED  unit tests: a skip outside of any test's output, print it with println!\n{line}"
         );
     }
-    if read.tally.failed > 0 {
+    if failed > 0 {
         println!("FAILED  unit tests\n{}", read.failures);
     } else if !output.status.success() {
         tally.count("unit tests", start.elapsed(), &Err(failure(shown, &output)));
     } else {
         println!(
-            "PASSED  unit tests: {} ({:.1} s)",
-            read.tally.passed,
+            "PASSED  unit tests: {passed} ({:.1} s)",
             start.elapsed().as_secs_f32()
         );
     }
