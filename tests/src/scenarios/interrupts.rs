@@ -225,7 +225,7 @@ fn exclusive_line(l1: &Host) -> Result<()> {
     // As if no device had an INTx disable bit.
     l1.sh("modprobe -r vfio_pci; modprobe vfio_pci nointxmask=1")?;
     let run = "run --memory 256M --vfio 00:06.0,addr=06";
-    let before = l1.state()?;
+    let before = l1.bindings()?;
     let command = l1.viaduct(run).script("lab-card nic 06").command()?;
     refused(
         l1,
@@ -236,7 +236,7 @@ fn exclusive_line(l1: &Host) -> Result<()> {
             "/proc/interrupts",
         ],
     )?;
-    l1.expect_unchanged(&before)?;
+    expect(l1.bindings()? == before, "the NIC is back on its driver")?;
     l1.sh(&format!("viaduct bind {USB}"))?;
     let said = l1
         .viaduct(run)

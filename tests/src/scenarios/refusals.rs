@@ -222,8 +222,8 @@ fn no_kvm(l1: &Host) -> Result<()> {
 }
 
 fn locked_memory(l1: &Host) -> Result<()> {
-    let before = l1.state()?;
     l1.sh("chmod 666 /dev/kvm")?;
+    let before = l1.state()?;
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all";
     let command = format!("ulimit -l 64; {user} viaduct run {GOOD} --vfio 03:10.3");
     refused(
