@@ -60,7 +60,7 @@ pub(super) fn machine() -> Machine {
     Machine::with_cards(Cards::none().with_disk("d0").with(cards))
 }
 
-const WORK: &str = "lab-settle; lspci -vv | grep -E 'table:|PBA:'; lab-dhcp && ping -c 3 10.0.2.2 && \
+const WORK: &str = "lab-settle; lspci -vv | grep -E 'table:|PBA:'; lab-dhcp && ping -A -c 3 10.0.2.2 && \
     head -c 4194304 /dev/nvme0n1 | md5sum";
 
 fn relocated_tables(l1: &Host) -> Result<()> {
@@ -114,7 +114,7 @@ fn beside_tables(l1: &Host) -> Result<()> {
 fn trapped(l1: &Host) -> Result<()> {
     let guest = l1
         .viaduct("run --memory 256M --vfio 02:00.0,mmap=off --stats /run/stats.json")
-        .script("lab-dhcp && ping -c 3 10.0.2.2")
+        .script("lab-dhcp && ping -A -c 3 10.0.2.2")
         .start()?;
     let console = guest.succeeds()?;
     expect(console.contains("3 packets received"), "ping 3/3")?;

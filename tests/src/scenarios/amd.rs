@@ -42,7 +42,7 @@ fn vf_and_pin(l1: &Host) -> Result<()> {
             "run --cpus 2 --memory 256M --vfio 03:10.3,addr=06 --vfio {},addr=08",
             PIN.at
         ))
-        .script("nic=$(ls /sys/bus/pci/devices/0000:00:06.0/net); lab-dhcp $nic && ping -c 3 -I $nic 10.0.2.2 && lab-card nic 08")
+        .script("nic=$(ls /sys/bus/pci/devices/0000:00:06.0/net); lab-dhcp $nic && ping -A -c 3 -I $nic 10.0.2.2 && lab-card nic 08")
         .start()?;
     let console = guest.succeeds()?;
     expect(

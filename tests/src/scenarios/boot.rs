@@ -52,7 +52,7 @@ fn vmlinux(l1: &Host) -> Result<()> {
         .viaduct("run --memory 384M --vfio 03:10.3")
         .kernel("/lab/l2/vmlinux")
         .script(
-            "echo loader $(cat /proc/sys/kernel/bootloader_type); lab-dhcp && ping -c 3 10.0.2.2",
+            "echo loader $(cat /proc/sys/kernel/bootloader_type); lab-dhcp && ping -A -c 3 10.0.2.2",
         )
         .start()?;
     let console = guest.succeeds()?;

@@ -188,7 +188,7 @@ fn kinds_in_turn(l1: &Host) -> Result<()> {
 
 /// Software must not (PCIe 6.0 §6.1.4). The driver uses MSI-X and knows nothing of it. Vectors the host has armed are said by kind.
 const BOTH_KINDS: &str = "lab-card nic 05 || exit; setpci -s 5.0 CAP_MSI+2.w=1:1; echo == both; read -r; \
-    setpci -s 5.0 CAP_MSI+2.w=0:1; echo == one; read -r; ping -q -c 3 10.0.2.2";
+    setpci -s 5.0 CAP_MSI+2.w=0:1; echo == one; read -r; ping -A -q -c 3 10.0.2.2";
 
 fn both_kinds(l1: &Host) -> Result<()> {
     let plan = l1.viaduct("run --memory 256M --vfio 01:00.0,addr=05");

@@ -29,7 +29,7 @@ pub(super) const TAPS: &str = "modprobe -a tun vhost_net && chmod 666 /dev/net/t
 /// Looks at every interface, then does what is typed.
 const LOOK: &str = "lab-dhcp || exit; for net in /sys/class/net/eth*; do nic=${net##*/}; driver=$(readlink $net/device/driver); \
     echo $nic ${driver##*/} pairs $(ethtool -l $nic 2>/dev/null | awk '/Combined/ { n = $2 } END { print n }'); done; \
-    for to in 10.9.0.1 10.9.1.1 10.9.2.1 10.0.2.2; do ping -c 3 $to || exit; done; echo == works; read -r order; eval \"$order\"";
+    for to in 10.9.0.1 10.9.1.1 10.9.2.1 10.0.2.2; do ping -A -c 3 $to || exit; done; echo == works; read -r order; eval \"$order\"";
 
 fn beside_a_vf(l1: &Host) -> Result<()> {
     l1.sh(TAPS)?;

@@ -43,7 +43,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 /// Its person is on hvc0: the driver is a module, so that the kernel's own console stays the serial port.
 const TALK: &str = "exec </dev/hvc0 >/dev/hvc0 2>&1; echo == up; read -r word; echo heard $word; \
     until [ \"$(stty size)\" = \"$word\" ]; do sleep 0.1; done; echo == resized; \
-    seq 300; lab-dhcp || exit; ping -c 3 10.0.2.2 || exit; echo == works; read -r order; eval $order";
+    seq 300; lab-dhcp || exit; ping -A -c 3 10.0.2.2 || exit; echo == works; read -r order; eval $order";
 
 fn console(l1: &Host) -> Result<()> {
     let mut guest = l1
@@ -80,7 +80,7 @@ fn console(l1: &Host) -> Result<()> {
 const EXCHANGE: &str = "head -c 1048576 /dev/urandom > /run/own; echo == own $(md5sum < /run/own); \
     socat -u VSOCK-LISTEN:1000 - | md5sum > /run/sum; echo == heard $(cat /run/sum); \
     until socat -u FILE:/run/own VSOCK-CONNECT:2:2000; do sleep 0.2; done 2>/dev/null";
-const PING: &str = "lab-dhcp || exit; ping -c 3 10.0.2.2 || exit";
+const PING: &str = "lab-dhcp || exit; ping -A -c 3 10.0.2.2 || exit";
 const NEXT: &str = "echo == works; read -r order; eval $order";
 
 /// The host's commands that send `/run/bytes` to the guest's port 1000, and that sum what it sends to the host's port 2000.

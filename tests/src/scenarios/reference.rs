@@ -64,7 +64,7 @@ fn vf_under_reference(l1: &Host) -> Result<()> {
     l1.bind_to_vfio("0000:03:10.3")?;
     let guest = l1
         .reference(1, "512M", &["0000:03:10.3"])
-        .script("lab-dhcp && ping -c 3 10.0.2.2 && grep eth0 /proc/interrupts")
+        .script("lab-dhcp && ping -A -c 3 10.0.2.2 && grep eth0 /proc/interrupts")
         .start()?;
     let console = guest.succeeds()?;
     expect(

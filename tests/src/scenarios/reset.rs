@@ -214,7 +214,7 @@ fn nothing_strays(l1: &Host) -> Result<()> {
 /// With its driver, then without, looking at its registers.
 const SLEEP: &str = "lab-dhcp || exit; echo == by hand\n\
     setpci -s 06.0 CAP_PM+4.b=3; setpci -s 06.0 CAP_PM+4.b; setpci -s 06.0 CAP_PM+4.b=0; setpci -s 06.0 CAP_PM+4.b\n\
-    ping -q -c 3 10.0.2.2; echo == off; p=/sys/bus/pci/devices/0000:00:06.0\n\
+    ping -A -q -c 3 10.0.2.2; echo == off; p=/sys/bus/pci/devices/0000:00:06.0\n\
     echo 0000:00:06.0 > /sys/bus/pci/drivers/e1000e/unbind; setpci -s 06.0 COMMAND=2\n\
     a=$(sed -n '1s/ .*//p' $p/resource); devmem $((a+8)) 32; setpci -s 06.0 CAP_PM+4.b=3; devmem $((a+8)) 32\n\
     setpci -s 06.0 CAP_PM+4.b=0; devmem $((a+8)) 32; true";
@@ -278,7 +278,7 @@ fn in_the_way(l1: &Host) -> Result<()> {
 /// Resets the VF while no driver has it, as a driver or a person would.
 const FLR: &str = "v=/sys/bus/pci/devices/0000:00:06.0; lab-dhcp || exit; echo 0000:00:06.0 > $v/driver/unbind\n\
     cat $v/reset_method; echo 1 > $v/reset || exit; echo 0000:00:06.0 > /sys/bus/pci/drivers/igbvf/bind; \
-    lab-dhcp && ping -q -c 3 10.0.2.2";
+    lab-dhcp && ping -A -q -c 3 10.0.2.2";
 
 fn function_level(l1: &Host) -> Result<()> {
     let run = "run --memory 256M --vfio 03:10.3,addr=06 --stats /run/stats.json";

@@ -30,7 +30,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// Pings through every NIC, then does what is typed.
 const EACH_NIC: &str = "lab-dhcp || exit; for nic in /sys/class/net/eth*; do \
-    ping -q -c 3 -I ${nic##*/} 10.0.2.2 || exit; done; echo == works; read -r order; eval $order";
+    ping -A -q -c 3 -I ${nic##*/} 10.0.2.2 || exit; done; echo == works; read -r order; eval $order";
 
 pub(super) fn two_vfs_and_a_reboot(l1: &Host) -> Result<()> {
     let mut guest = l1

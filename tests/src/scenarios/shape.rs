@@ -128,7 +128,7 @@ const PACKAGES: &str = "echo nproc $(nproc); cd /sys/devices/system/cpu; \
     echo shared $(cat cpu5/topology/package_cpus_list); \
     for cache in cpu5/cache/index*; do echo L$(cat $cache/level $cache/type $cache/shared_cpu_list); done; echo boots $(dmesg | grep -c 'Linux version'); \
     dmesg | grep -iE 'mismatch|firmware bug|topo.*err'; \
-    lab-dhcp && ping -c 3 10.0.2.2 && echo == works; read -r order";
+    lab-dhcp && ping -A -c 3 10.0.2.2 && echo == works; read -r order";
 
 /// What the kernel counts as locked, and where guest memory is.
 const LOCKED: &str = "pid=$(pgrep -fx 'viaduct run .*shared=on.*'); grep VmLck /proc/$pid/status | tr -s ' \t' ' '; \

@@ -30,7 +30,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// What the guest of `vf_works` looks at.
 const LOOK: &str = "lspci -nnks 6; lab-dhcp || exit; echo == counts; grep eth0 /proc/interrupts; echo == capabilities; \
-    lspci -vvs 6; echo == ping; ping -c 3 10.0.2.2; grep eth0 /proc/interrupts; echo == complaints; \
+    lspci -vvs 6; echo == ping; ping -A -c 3 10.0.2.2; grep eth0 /proc/interrupts; echo == complaints; \
     echo boots $(dmesg | grep -c 'Linux version'); dmesg | grep -E \
     \"ACPI.*([Ee]rror|[Ww]arn)|BAR.*(can't|fail)|Call Trace|WARNING:|BUG:|irq .*nobody|Unknown NMI\"; true";
 
