@@ -128,6 +128,17 @@ impl Host {
         }
     }
 
+    /// For how long threads of its QEMU have waited for a processor of the runner; 0 where the kernel does not count that.
+    pub(crate) fn waited(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.qemu.pid()));
+        let waits = tasks.into_iter().flatten().flatten().filter_map(|task| {
+            // Documentation/scheduler/sched-stats.rst: time it ran and time it waited, both in ns, and how often it ran.
+            let counted = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            counted.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(waits.sum())
+    }
+
     /// Why it took a second boot, if it did.
     pub(crate) fn first_boot(&self) -> Option<&Error> {
         self.first_boot.as_ref()

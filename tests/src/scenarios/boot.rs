@@ -100,6 +100,7 @@ fn all_processors(l1: &Host) -> Result<()> {
         .kernel_words("maxcpus=2")
         .script("dmesg | grep 'CPU topo: Allowing'; echo nproc $(nproc)")
         .deadline_s(170)
+        .silent_s(170)
         .start()?;
     let said = guest.succeeds()?;
     expect(said.contains("Allowing 254 present CPUs"), "there are 254")?;
@@ -111,6 +112,7 @@ fn many_processors(l1: &Host) -> Result<()> {
         .viaduct("run --cpus 32 --memory 512M")
         .script("echo nproc $(nproc)")
         .deadline_s(170)
+        .silent_s(170)
         .start()?;
     expect(guest.succeeds()?.contains("nproc 32"), "there are 32")
 }
