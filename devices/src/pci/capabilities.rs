@@ -288,6 +288,59 @@ mod tests {
     }
 
     #[test]
+    fn a_header_says_id_version_and_the_next_and_all_ones_are_none() {
+        let mut config = config(&[], &[(0x100, 1), (0x140, 3), (0x180, 0xe)]);
+        config[0x142] = 0x02;
+        let second = extended(&config).nth(1).unwrap();
+        assert_eq!((second.id, second.version, second.offset), (3, 2, 0x140));
+        // A function that no longer responds reads as all-ones.
+        config[0x140..0x144].fill(0xff);
+        assert_eq!(extended_ids(&config), [1]);
+    }
+
+    #[test]
+    fn what_is_hidden_is_cleared_in_the_length_of_its_kind() {
+        // PCI PM 1.2 §3.2; PCI 3.0 §6.8.1 (MSI's four layouts), §6.8.2, appendix H (vendor: its third byte); PCIe 6.0 §7.5.3;
+        // the ECN of Advanced Features. What is not known goes up to the next.
+        let kinds: [(u8, [u8; 3], usize); 11] = [
+            (0x01, [0; 3], 8),
+            (0x05, [0, 0x00, 0x00], 10),
+            (0x05, [0, 0x80, 0x00], 14),
+            (0x05, [0, 0x00, 0x01], 20),
+            (0x05, [0, 0x80, 0x01], 24),
+            (0x09, [0, 0x14, 0], 0x14),
+            (0x09, [0, 0, 0], 3),
+            (0x10, [0; 3], 0x3c),
+            (0x11, [0; 3], 12),
+            (0x13, [0; 3], 6),
+            (0x0d, [0; 3], 0x80),
+        ];
+        for (id, following, len) in kinds {
+            let mut config = config(&[(0x40, id), (0xc0, 2)], &[]);
+            config[0x42..0x44].copy_from_slice(&following[1..]);
+            config[0x44..0xc0].fill(0xaa);
+            let cleared = hide(&mut config, |capability| capability.id == id);
+            assert_eq!(cleared.len(), 1);
+            assert_eq!(cleared[0], 0x40..0x40 + len, "{id:#x} {following:?}");
+            assert!(config[0x40..0x40 + len].iter().all(|&byte| byte == 0));
+            assert_eq!(config[0x40 + len.max(4)] == 0xaa, len < 0x80);
+        }
+        for (id, len) in [
+            (0x0e, 8),
+            (0x0f, 8),
+            (0x10, 0x40),
+            (0x13, 16),
+            (0x1b, 8),
+            (2, 0x80),
+        ] {
+            let mut config = config(&[], &[(0x100, 1), (0x140, id), (0x1c0, 3)]);
+            let cleared = hide_extended(&mut config, |capability| capability.id == id);
+            assert_eq!(cleared.len(), 1);
+            assert_eq!(cleared[0], 0x140..0x140 + len, "{id:#x}");
+        }
+    }
+
+    #[test]
     fn without_the_status_bit_there_is_no_list() {
         let mut config = config(&[(0x40, 0x01)], &[]);
         config[STATUS] = 0;

@@ -338,6 +338,35 @@ mod tests {
     }
 
     #[test]
+    fn the_pending_bits_past_the_last_vector_are_clear() {
+        let msix = Msix::new(70);
+        let mut data = [0; 16];
+        msix.pba_read(0, &mut data, |_| true);
+        assert_eq!(u128::from_le_bytes(data), (1 << 70) - 1);
+    }
+
+    #[test]
+    fn the_message_control_is_the_third_and_fourth_byte_and_only_its_two_bits_are_written() {
+        let mut msix = Msix::new(0x234);
+        let control = |msix: &Msix| {
+            let mut data = [0xaa; 8];
+            msix.capability_read(0, &mut data);
+            data
+        };
+        // ID and next pointer, and what is behind, are the caller's.
+        let [id, next, low, high] = [0xaa, 0xaa, 0x33, 0x02];
+        assert_eq!(
+            control(&msix),
+            [id, next, low, high, 0xaa, 0xaa, 0xaa, 0xaa]
+        );
+        msix.capability_write(2, &[0xff]);
+        assert_eq!(control(&msix)[2..4], [low, high]);
+        msix.capability_write(3, &[0xff]);
+        assert_eq!(control(&msix)[2..4], [low, high | 0xc0]);
+        assert!(msix.is_enabled());
+    }
+
+    #[test]
     fn reset_leaves_no_route_and_masks_every_entry() {
         let mut msix = Msix::new(2);
         msix.capability_write(2, &ENABLE);
@@ -376,9 +405,17 @@ mod tests {
         };
         assert_eq!(location, expected);
         assert_eq!((location.table_len(), location.pba_len()), (160, 8));
+        assert_eq!((location.table(), location.pba()), (0..160, 0x2000..0x2008));
+        let moved = MsixLocation {
+            table_offset: 0x1000,
+            ..expected
+        };
+        assert_eq!(moved.table(), 0x1000..0x10a0);
         assert_eq!(MsixLocation::parse(&capability[..11]), None);
-        let no_such_bar = [0x11, 0, 0, 0, 0x07, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(MsixLocation::parse(&no_such_bar), None);
+        for bar in [6, 7] {
+            let no_such_bar = [0x11, 0, 0, 0, bar, 0, 0, 0, 0, 0, 0, 0];
+            assert_eq!(MsixLocation::parse(&no_such_bar), None);
+        }
     }
 
     #[test]

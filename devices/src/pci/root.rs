@@ -224,7 +224,10 @@ impl BusDevice for Ecam {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Card, widths_agree};
+    use crate::{
+        pci::bar::{BarKind, BarSpec},
+        testing::{Card, widths_agree},
+    };
 
     fn slot(text: &str) -> Slot {
         text.parse().unwrap()
@@ -312,6 +315,75 @@ mod tests {
         assert_eq!(root.first_free(), Some(slot("03")));
         assert!(root.get(slot("02.3")).is_some());
         assert!(root.get(slot("02")).is_none());
+    }
+
+    /// A function that asks for a reset when its first register is written, and may be silent.
+    struct Asking {
+        is_silent: bool,
+    }
+
+    impl Function for Asking {
+        fn config_read(&self, _offset: u16, data: &mut [u8]) {
+            data.fill(0);
+        }
+
+        fn config_write(&self, offset: u16, _data: &[u8]) -> Action {
+            match offset {
+                0 => Action::Reset,
+                _ => Action::None,
+            }
+        }
+
+        fn bars(&self) -> Vec<BarSpec> {
+            Vec::new()
+        }
+
+        fn assign_bar(&self, _index: usize, _address: u64) {}
+
+        fn reset(&self) {}
+
+        fn withdraw_if_silent(&self) -> bool {
+            self.is_silent
+        }
+    }
+
+    #[test]
+    fn what_a_part_of_a_wide_write_asks_for_is_not_lost_to_the_other_part() {
+        let (root, ecam) = ecam_with(&[]);
+        let asking = Asking { is_silent: false };
+        root.add(slot("01"), Arc::new(asking)).unwrap();
+        assert_eq!(ecam.write(0x8000, &[0; 8]), Action::Reset);
+        assert_eq!(ecam.write(0x8000, &[0; 4]), Action::Reset);
+        assert_eq!(ecam.write(0x8004, &[0; 8]), Action::None);
+    }
+
+    #[test]
+    fn a_silent_device_is_told_from_a_bus_on_which_all_answer() {
+        let (root, _) = ecam_with(&["01"]);
+        let add = |name, is_silent| root.add(slot(name), Arc::new(Asking { is_silent }));
+        add("02", false).unwrap();
+        assert!(!root.withdraw_silent());
+        add("03", true).unwrap();
+        assert!(root.withdraw_silent());
+    }
+
+    #[test]
+    fn reset_reaches_every_function_and_the_host_bridge() {
+        let root = Arc::new(PciRoot::new());
+        let bar = BarSpec {
+            index: 0,
+            kind: BarKind::Io,
+            size: 32,
+        };
+        let card = Card::new(1, &[bar]);
+        root.add(slot("1f.7"), card.clone()).unwrap();
+        card.assign_bar(0, 0xc040);
+        let ecam = Ecam::new(root.clone());
+        let command = || ecam_read::<2>(&ecam, 4);
+        assert_eq!(ecam.write(4, &[0x07, 0x00]), Action::None);
+        assert_eq!(command(), [0x07, 0x00]);
+        root.reset();
+        assert_eq!((command(), card.address(0)), ([0, 0], 0));
     }
 
     #[test]

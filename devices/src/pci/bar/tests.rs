@@ -48,6 +48,66 @@ fn all_ones_read_back_as_size_and_type() {
 }
 
 #[test]
+fn the_low_bits_say_space_width_and_whether_reads_have_side_effects() {
+    // PCI 3.0 §6.2.5.1: bit 0 is I/O; bits 2:1 are 10b for 64 bits; bit 3 is prefetchable.
+    let wide = |prefetchable| BarKind::Memory64 { prefetchable };
+    let narrow = |prefetchable| BarKind::Memory32 { prefetchable };
+    for (kind, bits) in [
+        (IO, 0b0001),
+        (narrow(false), 0b0000),
+        (narrow(true), 0b1000),
+        (wide(false), 0b0100),
+        (wide(true), 0b1100),
+    ] {
+        let mut bars = Bars::new(&[spec(0, kind, 4096)]).unwrap();
+        assert_eq!(dword(&bars, 0x10), bits);
+        bars.assign(0, 0xe000_0000);
+        bars.reset();
+        assert_eq!(dword(&bars, 0x10), bits, "after a reset");
+    }
+}
+
+#[test]
+fn reset_clears_every_address_and_disables_the_rom() {
+    let mut bars = card();
+    for (index, address) in [
+        (0, 16 << 30),
+        (2, 0xe000_0000),
+        (3, 0xc040),
+        (6, 0xe001_0000),
+    ] {
+        bars.assign(index, address);
+    }
+    bars.write(0x30, &[1]);
+    assert_eq!(bars.decoded(COMMAND_MEMORY | COMMAND_IO).len(), 4);
+    bars.reset();
+    for index in [0, 2, 3, 4, 6] {
+        assert_eq!(bars.address(index), Some(0));
+    }
+    assert_eq!(dword(&bars, 0x30), 0);
+}
+
+#[test]
+fn the_registers_are_the_six_and_the_roms_and_no_others() {
+    let contained: Vec<_> = (0..0x1000).filter(|&at| Bars::contains(at)).collect();
+    let registers: Vec<_> = (0x10..0x28).chain(0x30..0x34).collect();
+    assert_eq!(contained, registers);
+}
+
+#[test]
+fn ports_answer_up_to_the_last_and_not_beyond() {
+    let mut bars = Bars::new(&[spec(0, IO, 256)]).unwrap();
+    for (address, answers) in [(0xff00, true), (0x1_0000, false), (0xffff_ef00, false)] {
+        bars.assign(0, address);
+        assert_eq!(
+            !bars.decoded(COMMAND_IO).is_empty(),
+            answers,
+            "{address:#x}"
+        );
+    }
+}
+
+#[test]
 fn a_register_without_a_bar_reads_zero() {
     let mut bars = Bars::new(&[spec(1, LOW, 4096)]).unwrap();
     assert_eq!(ask_size(&mut bars, 0x10), 0);
@@ -98,6 +158,11 @@ fn sizing_a_wide_bar_that_has_an_address_does_not_move_it_on_the_way() {
     bars.write(0x20, &0xffff_c00c_u32.to_le_bytes());
     assert_eq!(place(&bars), Some(0x12_ffff_c000));
     // Of 16 GiB, the lower half holds no part of the address.
+    bars.assign(0, 0x4_0000_0000);
+    bars.write(0x10, &[0xff; 4]);
+    assert_eq!(place(&bars), Some(0x4_0000_0000));
+    // And of the smallest BAR for which that is so.
+    let mut bars = Bars::new(&[spec(0, HIGH, 1 << 32)]).unwrap();
     bars.assign(0, 0x4_0000_0000);
     bars.write(0x10, &[0xff; 4]);
     assert_eq!(place(&bars), Some(0x4_0000_0000));
