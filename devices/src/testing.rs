@@ -200,6 +200,8 @@ pub(crate) struct Cable {
     pub(crate) coming: Mutex<VecDeque<Vec<u8>>>,
     pub(crate) taken: Mutex<Option<Offloads>>,
     pub(crate) is_attached: Mutex<bool>,
+    /// What it fails with.
+    pub(crate) fails: Mutex<Option<io::ErrorKind>>,
 }
 
 pub(crate) fn cable() -> Arc<Cable> {
@@ -209,6 +211,7 @@ pub(crate) fn cable() -> Arc<Cable> {
         coming: Mutex::default(),
         taken: Mutex::default(),
         is_attached: Mutex::new(true),
+        fails: Mutex::default(),
     })
 }
 
@@ -220,6 +223,9 @@ impl AsRawFd for Cable {
 
 impl Wire for Cable {
     fn send(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<()> {
+        if let Some(kind) = *self.fails.lock().unwrap() {
+            return Err(kind.into());
+        }
         let mut packet = Vec::new();
         for piece in pieces {
             let start = packet.len();
@@ -231,6 +237,9 @@ impl Wire for Cable {
     }
 
     fn receive(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        if let Some(kind) = *self.fails.lock().unwrap() {
+            return Err(kind.into());
+        }
         let packet = self.coming.lock().unwrap().pop_front();
         let packet = packet.ok_or(io::ErrorKind::WouldBlock)?;
         let mut left = &packet[..];

@@ -268,6 +268,7 @@ mod tests {
         let numbers = [u32::MAX, 1 << 20, 0xfffff, 2];
         assert_eq!(table.name(INFLATE, &numbers), Ok(Answer::Done(0)));
         assert_eq!(table.discarded(), [2]);
+        assert_eq!(table.balloon.failures, 2, "one for each range");
         let too_long = Chain {
             readable: vec![Buffer {
                 address: GuestAddress(0),
@@ -278,6 +279,44 @@ mod tests {
         for queue in [INFLATE, DEFLATE] {
             let served = table.balloon.serve(queue, too_long.clone(), &table.memory);
             assert_eq!(served, Err(Garbage::Request("page numbers")));
+        }
+    }
+
+    #[test]
+    fn a_request_names_a_gib_of_pages_at_most_and_none_in_part() {
+        let mut table = table();
+        let half = |len| Buffer {
+            address: GuestAddress(0),
+            len,
+        };
+        // Twice the same half MiB of page numbers, all of them zero.
+        let most = |more: usize| Chain {
+            readable: vec![half(1 << 19), half((1 << 19) + more)],
+            ..Chain::default()
+        };
+        let served = table.balloon.serve(INFLATE, most(0), &table.memory);
+        assert_eq!((served, table.discarded()), (Ok(Answer::Done(0)), vec![0]));
+        for request in [most(4), most(2)] {
+            let served = table.balloon.serve(INFLATE, request, &table.memory);
+            assert_eq!(served, Err(Garbage::Request("page numbers")));
+        }
+        let in_part = Chain {
+            readable: vec![half(6)],
+            ..Chain::default()
+        };
+        let served = table.balloon.serve(INFLATE, in_part, &table.memory);
+        assert_eq!(served, Err(Garbage::Request("page numbers")));
+    }
+
+    #[test]
+    fn reports_bring_a_feature_and_the_queues_up_to_theirs() {
+        // virtio 1.2 §5.5.2 and §5.5.3: inflate, deflate, statistics, hints, reports; features 2 and 5.
+        for (has_reports, features, queues) in [(false, 0b00_0100, 2), (true, 0b10_0100, 5)] {
+            let kind = Balloon::new(64, has_reports, Arc::<Pages>::default()).kind();
+            assert_eq!((kind.features, kind.queues.len()), (features, queues));
+            let mut config = [0xee; 8];
+            kind.config.read(0, &mut config);
+            assert_eq!(config, [64, 0, 0, 0, 0, 0, 0, 0]);
         }
     }
 

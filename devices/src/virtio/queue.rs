@@ -100,6 +100,31 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_may_end_where_memory_does() {
+        // virtio 1.2 §2.7: 16 bytes a descriptor; 6 + 2 bytes an entry of the available ring, 6 + 8 of the used one.
+        for (descriptors, available, used) in [
+            (0x10000 - 16 * 256, 0x2000, 0x3000),
+            (0x1000, 0x10000 - 6 - 2 * 256, 0x3000),
+            (0x1000, 0x2000, 0x10000 - 8 - 8 * 256),
+        ] {
+            let queue = QueueRegisters {
+                descriptors,
+                available,
+                used,
+                ..good()
+            };
+            assert!(queue.queue(&memory(), 0).is_some(), "{queue:x?}");
+        }
+        assert_eq!(QueueRegisters::new(64).max(), 64);
+    }
+
+    #[test]
+    fn events_are_suppressed_by_index_only_where_the_driver_took_that() {
+        let queue = good().queue(&memory(), !F_EVENT_IDX).unwrap();
+        assert!(!queue.event_idx_enabled());
+    }
+
+    #[test]
     fn a_queue_that_is_not_aligned_or_not_in_memory_is_refused() {
         let wrong: [fn(&mut QueueRegisters); 7] = [
             |queue| queue.descriptors = 0x1008,

@@ -1,6 +1,7 @@
 //! What the tests of virtio share: a driver's side of a queue in memory, and fakes of what a device is connected to.
 
 use std::{
+    collections::BTreeSet,
     io::{self, PipeReader, PipeWriter, Read},
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex},
@@ -126,42 +127,77 @@ impl Driver {
 }
 
 /// Vectors that are pipes, of eight bytes a signal: written as an eventfd is, and waited for without one's flags.
-struct FakeVectors(Vec<PipeWriter>);
+struct FakeVectors {
+    signalled: Vec<PipeWriter>,
+    heard: Arc<Heard>,
+}
+
+/// What the vectors were told.
+#[derive(Default)]
+struct Heard {
+    /// Which have a message to go to.
+    routed: Mutex<BTreeSet<usize>>,
+    latched: Mutex<BTreeSet<usize>>,
+}
 
 impl MsiVectors for FakeVectors {
     fn eventfd(&self, vector: usize) -> io::Result<BorrowedFd<'_>> {
-        Ok(self.0[vector].as_fd())
+        Ok(self.signalled[vector].as_fd())
     }
 
-    fn route(&self, _changes: &[(usize, Option<MsiMessage>)]) -> io::Result<()> {
+    fn route(&self, changes: &[(usize, Option<MsiMessage>)]) -> io::Result<()> {
+        let mut routed = self.heard.routed.lock().unwrap();
+        for (vector, message) in changes {
+            match message {
+                Some(_) => routed.insert(*vector),
+                None => routed.remove(vector),
+            };
+        }
         Ok(())
     }
 
-    fn is_latched(&self, _vector: usize) -> bool {
-        false
+    fn is_latched(&self, vector: usize) -> bool {
+        self.heard.latched.lock().unwrap().contains(&vector)
     }
 
-    fn clear_latched(&self) {}
+    fn clear_latched(&self) {
+        self.heard.latched.lock().unwrap().clear();
+    }
 }
 
 /// Hands out the vectors of one device and hears them.
 #[derive(Default)]
-pub(super) struct FakeMsi(Mutex<Vec<PipeReader>>);
+pub(super) struct FakeMsi {
+    signals: Mutex<Vec<PipeReader>>,
+    heard: Arc<Heard>,
+}
 
 impl FakeMsi {
     /// Waits until `vector` has been signalled once more.
     pub(super) fn wait(&self, vector: usize) {
-        let mut heard = self.0.lock().unwrap();
-        heard[vector].read_exact(&mut [0; 8]).unwrap();
+        let mut signals = self.signals.lock().unwrap();
+        signals[vector].read_exact(&mut [0; 8]).unwrap();
+    }
+
+    /// The vectors that have a message to go to.
+    pub(super) fn routed(&self) -> Vec<usize> {
+        let routed = self.heard.routed.lock().unwrap();
+        routed.iter().copied().collect()
+    }
+
+    /// An interrupt came by `vector` while it had no message.
+    pub(super) fn latch(&self, vector: usize) {
+        self.heard.latched.lock().unwrap().insert(vector);
     }
 }
 
 impl MsiSource for FakeMsi {
     fn vectors(&self, count: usize) -> io::Result<Box<dyn MsiVectors>> {
         let pipes = (0..count).map(|_| io::pipe().unwrap());
-        let (heard, signalled) = pipes.unzip();
-        *self.0.lock().unwrap() = heard;
-        Ok(Box::new(FakeVectors(signalled)))
+        let (signals, signalled) = pipes.unzip();
+        *self.signals.lock().unwrap() = signals;
+        let heard = self.heard.clone();
+        Ok(Box::new(FakeVectors { signalled, heard }))
     }
 }
 

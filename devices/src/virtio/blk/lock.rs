@@ -67,6 +67,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_holder_is_named_and_this_process_is_this_guest() {
+        let said = |holder| Holder(holder).to_string();
+        let own = std::process::id();
+        assert_eq!(said(Some((own, "viaduct".into()))), "this guest already");
+        let other = own + 1;
+        assert_eq!(
+            said(Some((other, "cat".into()))),
+            format!("process {other} (cat)")
+        );
+        assert_eq!(said(None), "another process");
+    }
+
+    #[test]
+    fn device_numbers_are_taken_apart_as_makedev_puts_them_together() {
+        let device = libc::makedev(0x12345, 0x6789a);
+        let locks = "1: FLOCK  ADVISORY  WRITE 55 12345:6789a:7 0 EOF\n";
+        assert_eq!(find(locks, device, 7), Some(55));
+    }
+
+    #[test]
     fn the_process_that_has_a_file_locked_is_found_by_device_and_inode() {
         let locks = "1: POSIX  ADVISORY  WRITE 11 08:01:99 0 EOF\n\
             2: FLOCK  ADVISORY  WRITE 22 08:01:98 0 EOF\n\

@@ -43,9 +43,17 @@ fn table(is_readonly: bool) -> Table {
 }
 
 fn table_of(access: Access) -> Result<Table, DiskError> {
+    table_with(access, 64)
+}
+
+fn table_of_sectors(sectors: usize) -> Table {
+    table_with(access(false), sectors).unwrap()
+}
+
+fn table_with(access: Access, sectors: usize) -> Result<Table, DiskError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
-    fs::write(&path, vec![0x5a; 512 * 64]).unwrap();
+    fs::write(&path, vec![0x5a; 512 * sectors]).unwrap();
     let disk = Disk::open(&path, access)?;
     let memory = ram().0.clone();
     let blk = Blk::new(0, disk, 2);
@@ -135,6 +143,99 @@ fn what_is_written_is_in_the_file_and_read_back() {
 }
 
 #[test]
+fn features_and_configuration_are_those_of_the_specification() {
+    // virtio 1.2 §5.2.3: SEG_MAX, RO, FLUSH, MQ, DISCARD, WRITE_ZEROES.
+    let rw = 1 << 2 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 14;
+    let ro = 1 << 2 | 1 << 5 | 1 << 9 | 1 << 12;
+    assert_eq!(table(false).blk.kind().features, rw);
+    let kind = table(true).blk.kind();
+    assert_eq!(kind.features, ro);
+    // §5.2.4: capacity, segments, queues; limits and alignment of discards; limits of zeroing, and that it may unmap.
+    let mut expected = [0; 60];
+    for (at, value) in [
+        (0, &64_u64.to_le_bytes()[..]),
+        (12, &254_u32.to_le_bytes()),
+        (34, &2_u16.to_le_bytes()),
+        (36, &(1_u32 << 21).to_le_bytes()),
+        (40, &16_u32.to_le_bytes()),
+        (44, &1_u32.to_le_bytes()),
+        (48, &(1_u32 << 21).to_le_bytes()),
+        (52, &16_u32.to_le_bytes()),
+        (56, &[1]),
+    ] {
+        expected[at..at + value.len()].copy_from_slice(value);
+    }
+    let mut config = [0xee; 60];
+    kind.config.read(0, &mut config);
+    assert_eq!(config, expected);
+    assert_eq!(kind.queues, [256, 256], "a queue for each processor");
+}
+
+/// Has a system call fail with `errno` for the calling thread, for good.
+#[expect(
+    unsafe_code,
+    reason = "libc has no other way to a filter of system calls"
+)]
+fn fail(call: libc::c_long, errno: i32) {
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    let statement = |code: u32, (jt, jf), k| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt,
+        jf,
+        k,
+    };
+    let [number, errno] = [call, errno.into()].map(|value| u32::try_from(value).unwrap());
+    let mut filter = [
+        // The system call's number is the first field of what the filter sees.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (0, 1), number),
+        statement(
+            libc::BPF_RET | libc::BPF_K,
+            (0, 0),
+            libc::SECCOMP_RET_ERRNO | errno,
+        ),
+        statement(libc::BPF_RET | libc::BPF_K, (0, 0), ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).unwrap(),
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: takes no pointers; only this thread loses rights that it does not use.
+    let locked = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    assert_eq!(locked, 0, "{}", io::Error::last_os_error());
+    // SAFETY: `program` and the filter that it points to live until the call returns, which copies them.
+    let set = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        )
+    };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn a_write_is_stored_before_it_is_answered_unless_the_driver_flushes_and_a_flush_always_is() {
+    let mut table = table(false);
+    // What asks the kernel to store something fails, and nothing else does.
+    let failed = std::thread::spawn(move || {
+        fail(libc::SYS_fdatasync, libc::EIO);
+        // virtio 1.2 §5.2.6.2: with VIRTIO_BLK_F_FLUSH, and only then, a write may be answered before it is stored.
+        [None, Some(F_FLUSH), Some(0)].map(|features| {
+            if let Some(features) = features {
+                table.blk.agree(features);
+            }
+            let write = table.request(WRITE, 0, 512).0;
+            let zeroes = table.range(ZEROES, (1, 1, 0));
+            let flush = table.request(FLUSH, 0, 0).0;
+            [write, zeroes, flush, table.request(READ, 0, 512).0]
+        })
+    });
+    let (stored, left) = ([1, 1, 1, 0], [0, 0, 1, 0]);
+    assert_eq!(failed.join().unwrap(), [stored, left, stored]);
+}
+
+#[test]
 fn what_is_not_wholly_on_the_disk_is_an_io_error_and_changes_nothing() {
     let mut table = table(false);
     for (sector, len) in [
@@ -182,6 +283,43 @@ fn zeroed_sectors_read_as_zeroes_and_discarded_ones_take_no_room() {
     let after = table.file().metadata().unwrap();
     assert!(status == 2 || after.blocks() < before);
     assert_eq!(after.len(), SECTORS * SECTOR);
+}
+
+#[test]
+fn a_file_that_cannot_have_holes_is_zeroed_by_writing_and_discards_nothing() {
+    let mut table = table(false);
+    let zeroes = std::thread::spawn(move || {
+        fail(libc::SYS_fallocate, libc::EOPNOTSUPP);
+        assert_eq!(table.range(DISCARD, (0, 1, 0)), 2, "not supported");
+        for (sector, sectors, flags) in [(1, 1, 0), (8, 2, 1), (62, 2, 0)] {
+            assert_eq!(table.range(ZEROES, (sector, sectors, flags)), 0);
+        }
+        (0..SECTORS)
+            .filter(|&at| table.sector(at) == [0; 512])
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(zeroes.join().unwrap(), [1, 8, 9, 62, 63]);
+    // More than is written at once.
+    let mut table = table_of_sectors(512);
+    let zeroes = std::thread::spawn(move || {
+        fail(libc::SYS_fallocate, libc::EOPNOTSUPP);
+        assert_eq!(table.range(ZEROES, (3, 300, 0)), 0);
+        (0..512)
+            .filter(|&at| table.sector(at) == [0; 512])
+            .collect::<Vec<u64>>()
+    });
+    assert!(zeroes.join().unwrap().into_iter().eq(3..303));
+}
+
+#[test]
+fn a_file_that_fails_to_have_holes_is_an_io_error_and_keeps_its_data() {
+    let mut table = table(false);
+    let statuses = std::thread::spawn(move || {
+        fail(libc::SYS_fallocate, libc::EIO);
+        let statuses = [DISCARD, ZEROES].map(|kind| table.range(kind, (0, 1, 0)));
+        (statuses, table.sector(0))
+    });
+    assert_eq!(statuses.join().unwrap(), ([1, 1], [0x5a; 512]));
 }
 
 #[test]
@@ -341,6 +479,12 @@ fn a_direct_disk_is_read_written_zeroed_and_cut_as_any_other() {
 fn blocks_larger_than_sectors_are_told_of_and_parts_of_them_refused() {
     let mut table = table(false);
     assert_eq!(table.blk.kind().features & F_BLK_SIZE, 0);
+    table.blk.disk.pretend_aligned(512);
+    assert_eq!(
+        table.blk.kind().features & F_BLK_SIZE,
+        0,
+        "no more than a sector"
+    );
     table.blk.disk.pretend_aligned(4096);
     let kind = table.blk.kind();
     assert_ne!(kind.features & F_BLK_SIZE, 0);

@@ -36,6 +36,46 @@ fn a_chain_is_what_is_read_and_then_what_is_written() {
 }
 
 #[test]
+fn a_chain_goes_by_its_first_descriptor() {
+    let mut driver = driver();
+    driver.describe(5, (DATA, 16, NEXT, 2));
+    driver.describe(2, (0x2_0000, 512, WRITE, 0));
+    driver.offer(5);
+    let chain = next(&driver).unwrap().unwrap();
+    assert_eq!((chain.head, chain.readable.len()), (5, 1));
+}
+
+#[test]
+fn a_value_is_put_where_it_belongs_however_the_buffers_are_cut() {
+    let memory = &ram().0;
+    let buffers = [
+        buffer(0x1000, 4),
+        buffer(0x2000, 4),
+        buffer(0x3000, 1),
+        buffer(0x4000, 9),
+    ];
+    let image = || -> Vec<u8> {
+        let bytes = buffers.iter().flat_map(|one| {
+            let mut bytes = vec![0; one.len];
+            memory.read_slice(&mut bytes, one.address).unwrap();
+            bytes
+        });
+        bytes.collect()
+    };
+    for offset in 0..16 {
+        for buffer in &buffers {
+            memory
+                .write_slice(&vec![0; buffer.len], buffer.address)
+                .unwrap();
+        }
+        put(&buffers, offset, [0xaa, 0xbb], memory).unwrap();
+        let mut expected = vec![0; 18];
+        expected[offset..offset + 2].copy_from_slice(&[0xaa, 0xbb]);
+        assert_eq!(image(), expected, "{offset}");
+    }
+}
+
+#[test]
 fn a_chain_in_an_indirect_table_is_the_same_chain() {
     let mut driver = driver();
     driver.describe_at(0x8000, 0, (DATA, 16, NEXT, 3));

@@ -134,6 +134,52 @@ fn a_queue_is_set_up_by_its_registers_until_it_is_enabled() {
 }
 
 #[test]
+fn the_halves_of_a_register_may_come_in_any_order_and_again() {
+    let mut common = agreed();
+    let write = |common: &mut Common, half, value: u32| {
+        set(common, at::QUEUE_USED + half, &value.to_le_bytes());
+    };
+    for (half, value, expected) in [
+        (4, 0x11, (0, 0x11)),
+        (0, 0x2222_5000, (0x2222_5000, 0x11)),
+        (4, 0x33, (0x2222_5000, 0x33)),
+        (0, 0x4444_5000, (0x4444_5000, 0x33)),
+    ] {
+        write(&mut common, half, value);
+        let halves = (
+            dword(&common, at::QUEUE_USED),
+            dword(&common, at::QUEUE_USED + 4),
+        );
+        assert_eq!(halves, expected);
+    }
+}
+
+#[test]
+fn a_queue_is_enabled_by_a_one_and_before_the_device_runs() {
+    // virtio 1.2 §4.1.4.3: the driver writes 1; §3.1.1: queues are set up before DRIVER_OK.
+    let mut common = agreed();
+    for value in [2, 0xffff_u16] {
+        set(&mut common, at::QUEUE_ENABLE, &value.to_le_bytes());
+        assert_eq!(common.enabled().count(), 0, "{value:#x}");
+    }
+    set(&mut common, at::QUEUE_ENABLE, &[1, 0]);
+    assert_eq!(common.enabled().count(), 1);
+    assert_eq!(common.write(at::STATUS, &[15]), Effect::Start);
+    set(&mut common, at::QUEUE_SELECT, &[1, 0]);
+    set(&mut common, at::QUEUE_ENABLE, &[1, 0]);
+    assert_eq!(common.enabled().count(), 1, "too late");
+}
+
+#[test]
+fn only_the_status_is_written_by_a_byte() {
+    let mut common = agreed();
+    for offset in (0..0x48).filter(|&offset| offset != at::STATUS) {
+        set(&mut common, offset, &[0]);
+    }
+    assert_eq!((status(&common), common.enabled().count()), (11, 0));
+}
+
+#[test]
 fn a_queue_that_is_not_there_has_no_size_and_takes_nothing() {
     let mut common = agreed();
     set(&mut common, at::QUEUE_SELECT, &[2, 0]);

@@ -102,6 +102,40 @@ fn typing_ahead_has_a_limit_and_room_is_told_of() {
     assert_eq!(table.receive(vec![buffer(AT, 1)]), Ok(Answer::Done(1)));
     assert_eq!(table.port.room().read().unwrap(), 1);
     assert_eq!(table.port.receive(b"yy"), 1);
+    assert!(table.port.take(0).is_empty());
+    assert!(table.port.room().read().is_err(), "no room was made");
+    assert_eq!(table.port.take(1), [b'x']);
+    assert_eq!(table.port.room().read().unwrap(), 1);
+}
+
+#[test]
+fn room_is_told_of_only_to_who_was_refused() {
+    let table = table();
+    assert_eq!(table.port.receive(&[b'x'; 4096]), 4096);
+    assert_eq!(table.port.take(4096).len(), 4096);
+    assert!(table.port.room().read().is_err());
+}
+
+#[test]
+fn what_is_typed_wakes_the_device() {
+    let table = table();
+    assert_eq!(table.console.source(), Some(table.port.bell().as_raw_fd()));
+    assert!(table.port.bell().read().is_err());
+    table.port.receive(b"x");
+    assert_eq!(table.port.bell().read().unwrap(), 1);
+}
+
+#[test]
+fn a_short_buffer_is_filled_before_the_next_and_what_is_left_waits() {
+    let mut table = table();
+    table.port.receive(b"abcdef");
+    let offered = vec![buffer(AT, 2), buffer(AT + 0x100, 2)];
+    assert_eq!(table.receive(offered), Ok(Answer::Done(4)));
+    assert_eq!(
+        (table.read(AT, 2), table.read(AT + 0x100, 2)),
+        (b"ab".to_vec(), b"cd".to_vec())
+    );
+    assert_eq!(table.port.take(10), b"ef");
 }
 
 #[test]

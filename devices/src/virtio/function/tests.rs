@@ -175,6 +175,86 @@ fn every_structure_has_a_capability_that_says_where_it_is() {
         .collect();
     let expected = [(1, 0), (2, 0x3000), (3, 0x1000), (4, 0x2000), (5, 0)];
     assert_eq!(kinds, expected);
+    // virtio 1.2 §4.1.4: cap_len, and length; what notifications multiply a queue's number by (§4.1.4.4).
+    let dword = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    let vendors = found.iter().filter(|found| found.id == CAP_VENDOR);
+    let lengths: Vec<_> = vendors
+        .map(|found| (config[found.offset + 2], dword(found.offset + 12)))
+        .collect();
+    assert_eq!(lengths, [(16, 0x38), (20, 8), (16, 1), (16, 4), (20, 0)]);
+    let notify = found
+        .iter()
+        .find(|one| config[one.offset + 3] == 2)
+        .unwrap();
+    assert_eq!(dword(notify.offset + 16), 4);
+    // Three vectors; table and pending bits in the same BAR.
+    let msix = capabilities::find(&config, CAP_MSIX).unwrap();
+    assert_eq!(config[msix + 2..msix + 4], [2, 0]);
+    assert_eq!((dword(msix + 4), dword(msix + 8)), (0x4000, 0x5000));
+    assert_eq!(table.function.bars(), [window::SPEC]);
+    assert_eq!(table.function.name(), "echo0");
+}
+
+#[test]
+fn of_the_capabilities_only_the_windows_registers_and_the_message_control_are_written() {
+    let table = table();
+    let before = config(&table.function);
+    let found: Vec<_> = capabilities::standard(&before).collect();
+    let msix = capabilities::find(&before, CAP_MSIX).unwrap();
+    let window = found.last().unwrap().offset;
+    for offset in (0x40..0x100).filter(|&offset| !(window + 16..window + 20).contains(&offset)) {
+        let _ = table
+            .function
+            .config_write(u16::try_from(offset).unwrap(), &[0xff]);
+    }
+    let after = config(&table.function);
+    let changed: Vec<_> = (0x40..0x100)
+        .filter(|&at| before[at] != after[at])
+        .collect();
+    let expected = std::iter::once(msix + 3)
+        .chain([window + 4])
+        .chain(window + 8..window + 16);
+    assert_eq!(changed, expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_vector_that_is_not_there_is_none() {
+    let table = table();
+    let vector = |vector: u16| {
+        table.write(common::CONFIG_VECTOR, &vector.to_le_bytes());
+        let mut data = [0; 2];
+        table.bus.read(AT + common::CONFIG_VECTOR as u64, &mut data);
+        u16::from_le_bytes(data)
+    };
+    assert_eq!((vector(2), vector(3), vector(0xffff)), (2, 0xffff, 0xffff));
+}
+
+#[test]
+fn the_msix_table_is_in_the_bar_and_a_reset_of_the_function_forgets_it_and_what_is_latched() {
+    let table = table();
+    let msix = capabilities::find(&config(&table.function), CAP_MSIX).unwrap();
+    let msix = u16::try_from(msix).unwrap();
+    let _ = table.function.config_write(msix + 2, &[0x00, 0x80]);
+    table.write(0x4010, &0xfee0_0000_u32.to_le_bytes());
+    table.write(0x401c, &[0; 4]);
+    assert_eq!(table.msi.routed(), [1]);
+    table.msi.latch(1);
+    table.msi.latch(2);
+    let pending = || {
+        let mut data = [0; 8];
+        table.bus.read(AT + 0x5000, &mut data);
+        u64::from_le_bytes(data)
+    };
+    assert_eq!(pending(), 0b100, "what has a message is not pending");
+    table.start();
+    table.function.reset();
+    assert!(table.msi.routed().is_empty());
+    table.function.assign_bar(0, AT);
+    let _ = table.function.config_write(4, &[6, 0]);
+    assert_eq!((table.status(), pending()), (0, 0));
+    let mut control = [0; 4];
+    table.function.config_read(msix, &mut control);
+    assert_eq!(control[2..], [2, 0], "disabled");
 }
 
 #[test]
@@ -246,7 +326,12 @@ fn a_device_that_was_reset_serves_nothing_of_before() {
 fn a_device_that_may_not_reach_memory_serves_nothing_until_it_is_set_up_anew() {
     let mut table = table();
     table.start();
+    // INTx disable: nothing that concerns a device that masters the bus.
+    let _ = table.function.config_write(4, &[6, 4]);
+    let _ = table.function.config_write(0x0c, &[8]);
+    assert_eq!(table.status(), 15);
     let _ = table.function.config_write(4, &[2, 0]);
+    assert_eq!(table.status(), 15 | STATUS_NEEDS_RESET);
     table.request();
     let _ = table.function.config_write(4, &[6, 0]);
     assert_eq!(table.status(), 15 | STATUS_NEEDS_RESET);
@@ -292,9 +377,24 @@ fn the_bar_is_reached_through_configuration_space_as_well() {
     window(0x14, 1);
     let _ = table.function.config_write(at + 16, &[1, 0, 0, 0]);
     assert_eq!(table.status(), 1);
-    for (offset, len) in [(0x15, 2), (0, 3), (0x8000, 4), (u32::MAX - 3, 4)] {
+    // Where each of these reads something if it is let through.
+    for (offset, len) in [
+        (0x2001, 2),
+        (0x2002, 4),
+        (0x2000, 3),
+        (0x2000, 0),
+        (0x8000, 4),
+        (u32::MAX - 3, 4),
+    ] {
         window(offset, len);
         table.function.config_read(at + 16, &mut data);
-        assert_eq!(data, [0; 4]);
+        assert_eq!(data, [0; 4], "{len} bytes at {offset:#x}");
     }
+    window(0x2000, 4);
+    let _ = table.function.config_write(at + 4, &[1]);
+    table.function.config_read(at + 16, &mut data);
+    assert_eq!(data, [0; 4], "there is no second BAR");
+    let _ = table.function.config_write(at + 4, &[0]);
+    table.function.config_read(at + 16, &mut data);
+    assert_eq!(data, [1, 2, 3, 4]);
 }

@@ -109,6 +109,109 @@ fn what_cannot_be_a_packet_is_not_sent_and_room_for_none_is_garbage() {
 }
 
 #[test]
+fn each_pair_has_an_interface_of_its_own_and_a_header_is_the_least_room() {
+    let (cables, ram) = ([cable(), cable(), cable()], ram());
+    let mut net = net(&cables);
+    for (pair, cable) in cables.iter().enumerate() {
+        cable.coming.lock().unwrap().push_back(packet(HEADER_LEN));
+        let room = writable(&[buffer(0x1000, HEADER_LEN)]);
+        let served = net.serve(2 * pair, room, &ram.0);
+        assert_eq!(served, Ok(Answer::Done(12)), "pair {pair}");
+        let served = net.serve(2 * pair + 1, readable(&[buffer(0x1000, 60)]), &ram.0);
+        assert_eq!(served, Ok(Answer::Done(0)));
+        let sent = |cable: &Arc<Cable>| cable.sent.lock().unwrap().len();
+        assert_eq!(cables.iter().map(sent).sum::<usize>(), pair + 1);
+        assert_eq!(sent(cable), 1);
+    }
+}
+
+#[test]
+fn what_an_interface_fails_at_is_counted_and_what_a_guest_does_wrong_is_not() {
+    let (cable, ram) = (cable(), ram());
+    let mut net = net(std::slice::from_ref(&cable));
+    let mut failures = |kind| {
+        *cable.fails.lock().unwrap() = Some(kind);
+        let before = net.failures;
+        let served = net.serve(0, writable(&[buffer(0x1000, 100)]), &ram.0);
+        assert_eq!(served, Ok(Answer::NotYet));
+        let receiving = net.failures - before;
+        let served = net.serve(1, readable(&[buffer(0x1000, 100)]), &ram.0);
+        assert_eq!(served, Ok(Answer::Done(0)));
+        (receiving, net.failures - before - receiving)
+    };
+    assert_eq!(failures(io::ErrorKind::NetworkDown), (1, 1));
+    assert_eq!(failures(io::ErrorKind::WouldBlock), (0, 1));
+    assert_eq!(failures(io::ErrorKind::InvalidInput), (1, 0));
+}
+
+/// Whether there is something at the device's source.
+fn is_ready(net: &Net) -> bool {
+    let outer = Epoll::new().unwrap();
+    let source = net.source().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    outer.ctl(ControlOperation::Add, source, event).unwrap();
+    outer.wait(0, &mut [EpollEvent::default()]).unwrap() > 0
+}
+
+#[test]
+fn the_device_wakes_for_packets_on_the_pairs_in_use_until_it_has_looked() {
+    let (cables, ram) = ([cable(), cable()], ram());
+    let mut net = net(&cables);
+    net.stirred();
+    assert!(!is_ready(&net));
+    ram.0
+        .write_slice(&[4, 0, 2, 0], GuestAddress(0x1000))
+        .unwrap();
+    let two_pairs = Chain {
+        readable: vec![buffer(0x1000, 4)],
+        writable: vec![buffer(0x2000, 1)],
+        ..Chain::default()
+    };
+    assert_eq!(net.serve(4, two_pairs, &ram.0), Ok(Answer::Done(1)));
+    for cable in &cables {
+        cable.bring(packet(60));
+        assert!(is_ready(&net));
+        assert!(!net.stirred(), "the configuration is the same");
+        assert!(!is_ready(&net));
+    }
+}
+
+#[test]
+fn commands_come_by_the_queue_after_the_pairs_that_the_driver_knows_of() {
+    // virtio 1.2 §5.1.2: without VIRTIO_NET_F_MQ there is one pair, whatever the interface has.
+    let cables = [cable(), cable(), cable()];
+    let mut net = net(&cables);
+    for (features, control) in [
+        (F_CTRL_VQ | F_MQ, Some(6)),
+        (F_CTRL_VQ, Some(2)),
+        (F_MQ, None),
+        (F_VERSION_1, None),
+    ] {
+        net.agree(features);
+        let queue = (0..8).find(|&queue| net.role(queue) == Role::Control);
+        assert_eq!(queue, control, "{features:#x}");
+    }
+}
+
+#[test]
+fn the_features_are_those_that_an_interface_with_offloads_has() {
+    // virtio 1.2 §5.1.3: CSUM, GUEST_CSUM, MAC; GUEST_TSO4, TSO6, ECN, UFO; HOST_ the same; STATUS.
+    let always = 1 << 0 | 1 << 1 | 1 << 5 | 0b1111 << 7 | 0b1111 << 11 | 1 << 16;
+    let (mtu, merged, commands, pairs) = (1 << 3, 1 << 15, 1 << 17, 1 << 22);
+    let features =
+        |identity: &Identity, count, has_engine| kind(identity, count, has_engine).features;
+    let without = Identity {
+        mtu: None,
+        ..IDENTITY
+    };
+    assert_eq!(features(&without, 1, false), always);
+    assert_eq!(features(&IDENTITY, 1, true), always | mtu | merged);
+    let two = features(&IDENTITY, 2, false);
+    assert_eq!(two, always | mtu | commands | pairs);
+    assert_eq!(kind(&IDENTITY, 2, false).queues, [256, 256, 256, 256, 64]);
+}
+
+#[test]
 fn an_interface_with_one_queue_has_no_commands_and_all_say_address_link_and_packet_size() {
     let one = net(&[cable()]).kind();
     assert_eq!(one.queues.len(), 2);
@@ -160,6 +263,27 @@ fn what_the_host_leaves_undone_on_packets_is_what_the_driver_does() {
     assert_eq!(taken(F_VERSION_1), Offloads::default());
     // Not without the checksum, which a driver has to take with it.
     assert_eq!(taken(F_GUEST_TSO4 | F_GUEST_ECN), Offloads::default());
+    let each = [
+        F_GUEST_CSUM,
+        F_GUEST_TSO4,
+        F_GUEST_TSO6,
+        F_GUEST_ECN,
+        F_GUEST_UFO,
+    ];
+    for set in 0..1 << each.len() {
+        let has = [0, 1, 2, 3, 4].map(|bit| set & 1 << bit != 0);
+        let features = each.iter().zip(has).filter(|(_, has)| *has);
+        let [checksum, tso4, tso6, ecn, ufo] = has;
+        // §5.1.3.1: everything needs the checksum, and ECN one of the two TSOs.
+        let expected = Offloads {
+            checksum,
+            tso4: checksum && tso4,
+            tso6: checksum && tso6,
+            ecn: checksum && ecn && (tso4 || tso6),
+            ufo: checksum && ufo,
+        };
+        assert_eq!(taken(features.map(|(feature, _)| feature).sum()), expected);
+    }
     assert_eq!(
         taken(F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_UFO),
         Offloads {
@@ -273,6 +397,7 @@ fn an_engine_gets_the_packets_queues_and_the_thread_keeps_the_commands() {
     let wires = cables.iter().map(|cable| cable.clone() as Arc<dyn Wire>);
     let engine = Box::new(FakeEngine(Arc::clone(&asked)));
     let net = Net::new(&IDENTITY, wires.collect(), Some(engine)).unwrap();
+    assert_eq!(net.source(), None, "the engine is woken by itself");
     let mut device = Device::new(Box::new(net), &msi, ram.clone(), Arc::new(|| {})).unwrap();
     let mut drivers = [0x1000, 0x2000, 0x3000].map(|base| Driver::new(ram.clone(), base));
 

@@ -102,6 +102,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_refusal_is_a_reset_the_other_way() {
+        let packet = Header::parse(&[1; HEADER_LEN]);
+        let packet = Header {
+            from_cid: 3,
+            to_cid: 2,
+            from_port: 1024,
+            to_port: 80,
+            ..packet
+        };
+        // virtio 1.2 §5.10.6.1: addresses exchanged, the same type, no payload.
+        let expected = Header {
+            from_cid: 2,
+            to_cid: 3,
+            from_port: 80,
+            to_port: 1024,
+            kind: packet.kind,
+            op: op::RESET,
+            ..Header::default()
+        };
+        assert_eq!(packet.refusal().bytes(), expected.bytes());
+    }
+
+    #[test]
     fn a_header_is_read_as_it_is_written_and_each_field_has_its_place() {
         let bytes: Vec<u8> = (1..=44).collect();
         let header = Header::parse(bytes.as_slice().try_into().unwrap());

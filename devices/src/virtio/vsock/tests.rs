@@ -1,8 +1,13 @@
 //! A guest's side made of packets, and the host's of real Unix sockets.
 
-use std::{io::Read, os::unix::net::UnixListener, path::PathBuf};
+use std::{
+    io::{ErrorKind, Read},
+    net::Shutdown,
+    os::unix::net::UnixListener,
+    path::PathBuf,
+};
 
-use super::*;
+use super::{packet::NO_SEND, *};
 use crate::testing::Random;
 
 const CID: u32 = 3;
@@ -269,6 +274,7 @@ fn what_waits_for_the_host_is_counted_as_room_once_the_host_took_it() {
     }
     table.say(op::CREDIT_REQUEST, 5000, 80);
     let (header, _) = table.receive().unwrap();
+    assert_eq!(header.op, op::CREDIT_UPDATE);
     assert_eq!(usize::try_from(header.forwarded).unwrap(), sent);
     assert!(header.forwarded - last <= ROOM, "it was told on the way");
 }
@@ -290,8 +296,8 @@ fn the_hosts_end_reaches_the_guest_after_all_that_it_sent() {
 fn a_host_that_only_stops_sending_still_receives() {
     let mut table = table();
     let mut host = table.connected();
-    host.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(table.heard(), Some((op::SHUTDOWN, packet::NO_SEND)));
+    host.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(table.heard(), Some((op::SHUTDOWN, NO_SEND)));
     table.send(5000, 80, b"answer");
     let mut said = [0; 6];
     host.read_exact(&mut said).unwrap();
@@ -311,6 +317,103 @@ fn the_guests_end_reaches_the_host_after_all_that_it_sent() {
     host.read_to_end(&mut said).unwrap();
     assert_eq!(said, b"last words");
     assert_eq!(table.heard(), Some((op::RESET, 0)));
+}
+
+#[test]
+fn a_guest_stops_sending_and_receiving_one_by_one() {
+    let mut table = table();
+    let mut host = table.connected();
+    let stop = |table: &mut Table, flags| {
+        let mut header = table.header(op::SHUTDOWN, 5000, 80);
+        header.flags = flags;
+        assert_eq!(table.transmit(header, &[]), Ok(Answer::Done(0)));
+    };
+    host.set_nonblocking(true).unwrap();
+    let read = |host: &mut UnixStream| host.read(&mut [0; 16]).map_err(|error| error.kind());
+    stop(&mut table, 0);
+    assert_eq!(
+        (read(&mut host), table.heard()),
+        (Err(ErrorKind::WouldBlock), None)
+    );
+    stop(&mut table, NO_SEND);
+    assert_eq!((read(&mut host), table.heard()), (Ok(0), None));
+    host.write_all(b"still heard").unwrap();
+    assert_eq!(table.receive().unwrap().1, b"still heard");
+    stop(&mut table, NO_RECEIVE);
+    assert_eq!(table.heard(), Some((op::RESET, 0)), "both is the end");
+    let refused = host.write_all(b"not heard").map_err(|error| error.kind());
+    assert_eq!(refused, Err(ErrorKind::BrokenPipe));
+}
+
+#[test]
+fn a_guest_that_only_stops_receiving_is_not_written_to_and_still_sends() {
+    let mut table = table();
+    let mut host = table.connected();
+    let mut header = table.header(op::SHUTDOWN, 5000, 80);
+    header.flags = NO_RECEIVE;
+    assert_eq!(table.transmit(header, &[]), Ok(Answer::Done(0)));
+    let refused = host.write_all(b"not heard").map_err(|error| error.kind());
+    assert_eq!(refused, Err(ErrorKind::BrokenPipe));
+    table.send(5000, 80, b"still sent");
+    let mut said = [0; 10];
+    host.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"still sent");
+}
+
+#[test]
+fn a_guest_is_told_once_that_the_host_reads_no_more_and_what_it_sends_makes_room() {
+    let mut table = table();
+    let host = table.connected();
+    host.shutdown(Shutdown::Read).unwrap();
+    table.send(5000, 80, b"lost");
+    let (header, _) = table.receive().unwrap();
+    assert_eq!((header.op, header.flags), (op::SHUTDOWN, NO_RECEIVE));
+    assert_eq!(header.forwarded, 4);
+    table.send(5000, 80, b"lost as well");
+    assert_eq!(table.heard(), None);
+    table.say(op::CREDIT_REQUEST, 5000, 80);
+    assert_eq!(table.receive().unwrap().0.forwarded, 16);
+}
+
+#[test]
+fn a_reset_is_never_answered() {
+    let mut table = table();
+    table.say(op::RESET, 1, 1);
+    assert_eq!(table.heard(), None, "of a connection that there is not");
+    let _host = table.connected();
+    table.say(op::RESET, 5000, 80);
+    assert_eq!(table.heard(), None);
+    assert!(table.vsock.connections.is_empty());
+}
+
+#[test]
+fn a_program_that_leaves_before_the_guest_answers_takes_its_request_back() {
+    let mut table = table();
+    let mut host = UnixStream::connect(table.dir.path().join("v")).unwrap();
+    host.write_all(b"CONNECT 22\n").unwrap();
+    assert_eq!(table.heard(), Some((op::REQUEST, 0)));
+    host.write_all(b"early").unwrap();
+    assert_eq!(table.heard(), None, "it may say more meanwhile");
+    drop(host);
+    assert_eq!(table.heard(), Some((op::RESET, 0)));
+}
+
+#[test]
+fn a_greeting_has_room_for_some_blanks_and_no_more() {
+    for (len, is_taken) in [(32, true), (33, false)] {
+        let mut table = table();
+        let line = format!("CONNECT{:>1$}\n", 22, len - "CONNECT".len());
+        assert_eq!(line.len(), len + 1);
+        let mut host = UnixStream::connect(table.dir.path().join("v")).unwrap();
+        host.write_all(line.as_bytes()).unwrap();
+        assert_eq!(table.heard().is_some(), is_taken, "{len} characters");
+    }
+}
+
+#[test]
+fn the_device_is_woken_by_its_socket() {
+    let table = table();
+    assert!(table.vsock.source().is_some_and(|fd| fd > 2));
 }
 
 #[test]

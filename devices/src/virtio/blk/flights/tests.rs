@@ -2,9 +2,10 @@
 
 use std::{
     fs::{self, File},
+    io::Write,
     os::{fd::AsRawFd, unix::fs::FileExt},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -38,6 +39,10 @@ struct FakeRing {
     most_started: usize,
     /// What a flush ends with.
     flush_errno: i32,
+    /// What a transfer ends with.
+    transfer_errno: i32,
+    /// Whether each write was to be stored before it ends.
+    durable: Arc<Mutex<Vec<bool>>>,
 }
 
 impl Ring for FakeRing {
@@ -49,7 +54,13 @@ impl Ring for FakeRing {
         assert!(self.noted.iter().all(|noted| noted.0 != tag), "a tag twice");
         let (buffers, is_write) = match what {
             Transfer::Read(buffers) => (buffers, false),
-            Transfer::Write { buffers, .. } => (buffers, true),
+            Transfer::Write {
+                buffers,
+                is_durable,
+            } => {
+                self.durable.lock().unwrap().push(is_durable);
+                (buffers, true)
+            }
             Transfer::Flush => (&[][..], false),
         };
         self.noted.push((tag, at, buffers.to_vec(), is_write));
@@ -66,6 +77,9 @@ impl Ring for FakeRing {
         let (tag, mut at, buffers, is_write) = self.noted.remove(self.started);
         if buffers.is_empty() && self.flush_errno != 0 {
             return Some((tag, Err(io::Error::from_raw_os_error(self.flush_errno))));
+        }
+        if !buffers.is_empty() && self.transfer_errno != 0 {
+            return Some((tag, Err(io::Error::from_raw_os_error(self.transfer_errno))));
         }
         let mut moved = 0;
         for buffer in buffers {
@@ -94,6 +108,7 @@ struct Table {
     memory: GuestMemoryMmap,
     blk: Blk,
     waits: Arc<AtomicUsize>,
+    durable: Arc<Mutex<Vec<bool>>>,
 }
 
 /// A disk of 64 sectors, each full of its number, over a ring that moves at most `most` bytes at once.
@@ -119,14 +134,18 @@ fn table_with(tell: impl Fn(&mut FakeRing)) -> Table {
         waits: Arc::clone(&waits),
         most_started: usize::MAX,
         flush_errno: 0,
+        transfer_errno: 0,
+        durable: Arc::default(),
     };
     tell(&mut ring);
+    let durable = ring.durable.clone();
     let blk = Blk::new(0, disk, 1).with_ring(Box::new(ring));
     Table {
         _dir: dir,
         memory,
         blk,
         waits,
+        durable,
     }
 }
 
@@ -242,6 +261,49 @@ fn a_flush_that_says_what_is_lost_is_not_asked_again() {
     assert_eq!(table.ask(0, FLUSH, 0, 0), Answer::Later);
     assert_eq!(table.finished(), [(0, 1)]);
     assert_eq!(table.status(0), 0);
+}
+
+#[test]
+fn what_came_in_whole_is_not_done_again() {
+    // The ring has another file than the disk: what is done again shows.
+    let mut other = tempfile::tempfile().unwrap();
+    other.write_all(&[0x77; 64 * 512]).unwrap();
+    let mut table = table_with(|ring| ring.file = other.try_clone().unwrap());
+    assert_eq!(table.ask(0, READ, 5, 1024), Answer::Later);
+    assert_eq!(table.finished(), [(0, 1025)]);
+    assert_eq!(table.byte(Table::data(0)), 0x77);
+    assert_eq!(table.ask(1, WRITE, 6, 512), Answer::Later);
+    assert_eq!(table.finished(), [(1, 1)]);
+    table.blk.flights = None;
+    assert_eq!(table.ask(2, READ, 6, 512), Answer::Done(513));
+    assert_eq!(table.byte(Table::data(2)), 6, "the disk was not written");
+}
+
+#[test]
+fn a_write_that_was_to_be_stored_and_is_lost_is_an_error_and_any_other_is_done_again() {
+    let mut table = table_with(|ring| ring.transfer_errno = libc::EIO);
+    let mut end = |kind, features| {
+        if let Some(features) = features {
+            table.blk.agree(features);
+        }
+        assert_eq!(table.ask(0, kind, 5, 512), Answer::Later);
+        assert_eq!(table.finished().len(), 1);
+        table.status(0)
+    };
+    assert_eq!(end(WRITE, None), 1, "stored, until a driver flushes");
+    assert_eq!(end(READ, None), 0);
+    assert_eq!(end(WRITE, Some(1 << 9)), 0, "VIRTIO_BLK_F_FLUSH");
+    assert_eq!(end(WRITE, Some(0)), 1);
+    assert_eq!(*table.durable.lock().unwrap(), [true, false, true]);
+}
+
+#[test]
+fn the_disk_is_woken_by_its_ring_if_it_has_one() {
+    let file = tempfile::tempfile().unwrap();
+    let mut table = table_with(|ring| ring.file = file.try_clone().unwrap());
+    assert!(table.blk.source().is_some_and(|fd| fd > 2));
+    table.blk.flights = None;
+    assert_eq!(table.blk.source(), None);
 }
 
 #[test]
