@@ -93,6 +93,30 @@ pub(crate) enum HostKernel {
     Stock,
     /// One built for the lab, with iommufd, VFIO's device cdevs and a mediated device.
     Iommufd,
+    /// Debian bookworm's.
+    Bookworm,
+    /// The one in the backports of the lab's Debian.
+    Backports,
+}
+
+impl HostKernel {
+    /// Which other kernel of Debian's it is, if it is one.
+    pub(crate) fn debian(self) -> Option<DebianKernel> {
+        match self {
+            Self::Stock | Self::Iommufd => None,
+            Self::Bookworm => Some(DebianKernel::Bookworm),
+            Self::Backports => Some(DebianKernel::Backports),
+        }
+    }
+}
+
+/// A kernel of Debian's besides the one that the lab's Debian has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DebianKernel {
+    /// Debian bookworm's, 6.1.
+    Bookworm,
+    /// The one in the backports of the lab's Debian, newer than its own.
+    Backports,
 }
 
 /// How the machine is set up besides its cards.
@@ -108,8 +132,10 @@ pub(crate) struct Machine {
     pub(crate) processors: u32,
     /// Further words of L1's kernel command line.
     pub(crate) kernel_words: &'static str,
-    /// L1's kernel. A guest's is always the stock one.
+    /// L1's kernel.
     pub(crate) kernel: HostKernel,
+    /// The kernel of guests, unless it is the stock one.
+    pub(crate) guest_kernel: Option<DebianKernel>,
     /// What `viaduct run` is told as --iommu-backend in every scenario on this host.
     pub(crate) backend: Option<&'static str>,
 }
@@ -129,6 +155,7 @@ impl Machine {
             processors: 1,
             kernel_words: "",
             kernel: HostKernel::Stock,
+            guest_kernel: None,
             backend: None,
         }
     }
@@ -154,6 +181,12 @@ impl Machine {
     /// The same with this kernel.
     pub(crate) fn kernel(mut self, kernel: HostKernel) -> Self {
         self.kernel = kernel;
+        self
+    }
+
+    /// The same whose guests have this kernel.
+    pub(crate) fn guest_kernel(mut self, kernel: DebianKernel) -> Self {
+        self.guest_kernel = Some(kernel);
         self
     }
 

@@ -11,9 +11,6 @@ use crate::error::{Doing, Error, Result, tail};
 use crate::host::Host;
 use crate::signs::Speaker;
 
-/// The kernel and initial file system of a guest, as L1 sees them.
-const KERNEL: &str = "/lab/l2/vmlinuz";
-const INITRD: &str = "/lab/l2/initrd";
 /// The kernel's own limit (COMMAND_LINE_SIZE), with room for what a VMM adds.
 const LONGEST_CMDLINE: usize = 1900;
 
@@ -33,12 +30,12 @@ pub(crate) enum Vmm {
 }
 
 impl Vmm {
-    /// The command line in L1, given the guest's kernel command line.
-    pub(crate) fn command(&self, kernel: &str, cmdline: &str) -> String {
+    /// The command line in L1, given the guest's kernel, initial file system and kernel command line.
+    fn command(&self, kernel: &str, initrd: &str, cmdline: &str) -> String {
         match self {
             Self::Viaduct(arguments) if arguments.starts_with("run") => {
                 let rest = arguments.trim_start_matches("run");
-                let boot = format!("--kernel {kernel} --initrd {INITRD} --cmdline \"{cmdline}\"");
+                let boot = format!("--kernel {kernel} --initrd {initrd} --cmdline \"{cmdline}\"");
                 format!("viaduct run {boot}{rest}")
             }
             Self::Viaduct(arguments) => format!("viaduct {arguments}"),
@@ -55,7 +52,7 @@ impl Vmm {
                 format!(
                     "qemu-system-x86_64 -M microvm,pcie=on,acpi=on,rtc=on -accel kvm -cpu host \
                      -smp {cpus} -m {memory} -nodefaults -no-user-config -no-reboot -display none \
-                     -serial stdio -kernel {kernel} -initrd {INITRD} -append \"{cmdline}\"{devices} {more}"
+                     -serial stdio -kernel {kernel} -initrd {initrd} -append \"{cmdline}\"{devices} {more}"
                 )
             }
         }
@@ -67,7 +64,8 @@ impl Vmm {
 pub(crate) struct Plan<'a> {
     host: &'a Host,
     vmm: Vmm,
-    kernel: &'static str,
+    kernel: String,
+    initrd: String,
     script: Option<String>,
     words: String,
     stdin: Option<&'static str>,
@@ -82,10 +80,13 @@ impl<'a> Plan<'a> {
     /// A guest of this VMM.
     pub(crate) fn new(host: &'a Host, vmm: Vmm) -> Self {
         let words = "console=ttyS0 quiet".to_owned();
+        let folder = host.image().guest_folder_in_l1();
+        let path = |name| folder.join(name).display().to_string();
         Self {
             host,
             vmm,
-            kernel: KERNEL,
+            kernel: path("vmlinuz"),
+            initrd: path("initrd"),
             script: None,
             words,
             stdin: None,
@@ -106,8 +107,8 @@ impl<'a> Plan<'a> {
     }
 
     /// Another kernel than the usual one.
-    pub(crate) fn kernel(mut self, path: &'static str) -> Self {
-        self.kernel = path;
+    pub(crate) fn kernel(mut self, path: &str) -> Self {
+        self.kernel = path.to_owned();
         self
     }
 
@@ -172,7 +173,7 @@ impl<'a> Plan<'a> {
                 "{what}: its script is too long, shorten it"
             )));
         }
-        Ok(self.vmm.command(self.kernel, &cmdline))
+        Ok(self.vmm.command(&self.kernel, &self.initrd, &cmdline))
     }
 
     fn wrapped(&self, command: &str) -> String {
@@ -402,11 +403,9 @@ mod tests {
     #[test]
     fn viaduct_gets_kernel_and_command_line_before_the_scenarios_arguments() {
         let vmm = Vmm::Viaduct("run --cpus 2".into());
-        let expected = "viaduct run --kernel /lab/l2/vmlinuz --initrd /lab/l2/initrd --cmdline \"a b\" --cpus 2";
-        assert_eq!(vmm.command(KERNEL, "a b"), expected);
-        assert_eq!(
-            Vmm::Viaduct("list".into()).command(KERNEL, "a b"),
-            "viaduct list"
-        );
+        let expected = "viaduct run --kernel /k --initrd /i --cmdline \"a b\" --cpus 2";
+        assert_eq!(vmm.command("/k", "/i", "a b"), expected);
+        let list = Vmm::Viaduct("list".into());
+        assert_eq!(list.command("/k", "/i", "a b"), "viaduct list");
     }
 }

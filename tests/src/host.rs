@@ -120,6 +120,11 @@ impl Host {
         self.iommu
     }
 
+    /// What it was booted from, and what guests are booted from.
+    pub(crate) fn image(&self) -> &Image {
+        &self.image
+    }
+
     /// Looks for a lost timer.
     pub(crate) fn watch(&self) -> Watch {
         Watch {
@@ -333,10 +338,10 @@ fn listen(places: &Places, whose: &str) -> Result<UnixListener> {
 
 /// Starts QEMU, and leaves its command line for whoever wants to do the same by hand.
 fn start(image: &Image, machine: &Machine, places: &Places) -> Result<Owned> {
-    let mut command = qemu::command(image, machine, places);
+    let mut command = qemu::command(image, machine, places)?;
     let shown = format!("{}\n", qemu::shown(&command));
     write(&places.dir.join("l1-command"), &shown)?;
-    let by_hand = qemu::by_hand(image, machine, places);
+    let by_hand = qemu::by_hand(image, machine, places)?;
     write(&places.dir.join("l1-by-hand"), &by_hand)?;
     let said = places.qemu_log();
     let log = fs::File::create(&said).doing(|| format!("making {}", said.display()))?;

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::{Args, Parser, Subcommand};
 
 use agent::Event;
-use cards::{Cards, HostKernel, Iommu, Machine};
+use cards::{Cards, DebianKernel, HostKernel, Iommu, Machine};
 use effort::Effort;
 use error::{Doing, Error, Result};
 use host::Host;
@@ -140,9 +140,12 @@ enum Benchmark {
 /// What L1 boots.
 #[derive(Args)]
 struct KernelOption {
-    /// L1's kernel: Debian's, or one that the lab builds, with iommufd.
+    /// L1's kernel: Debian's, one that the lab builds, with iommufd, or another of Debian's.
     #[arg(long, value_enum, default_value_t)]
     kernel: HostKernel,
+    /// Another kernel of Debian's for guests, where the lab starts them; L1 has it in /lab/l2/kernel-RELEASE.
+    #[arg(long, value_enum)]
+    guest_kernel: Option<DebianKernel>,
 }
 
 /// How L1 is set up.
@@ -167,10 +170,12 @@ impl Options {
             .cards
             .iter()
             .fold(Cards::sriov(), |cards, more| cards.with(more));
-        Machine::with_cards(cards.with_all(appended))
+        let machine = Machine::with_cards(cards.with_all(appended))
             .kernel(self.kernel.kernel)
             .iommu(self.iommu)
-            .processors(self.processors)
+            .processors(self.processors);
+        let guest = self.kernel.guest_kernel;
+        guest.map_or(machine.clone(), |kernel| machine.guest_kernel(kernel))
     }
 }
 
@@ -202,7 +207,7 @@ fn obey(command: Order) -> Result<i32> {
             if refresh {
                 Image::refresh()?;
             }
-            let image = Image::ready(kernel.kernel)?;
+            let image = Image::ready(kernel.kernel, kernel.guest_kernel)?;
             if debian {
                 image.with_debian()?;
             }
@@ -220,7 +225,8 @@ fn obey(command: Order) -> Result<i32> {
             seed,
         } => {
             let filter = filter.to_lowercase();
-            let names = [checks::names(&filter), scenarios::names(&filter)].concat();
+            let effort = Effort::of(thorough);
+            let names = [checks::names(&filter), scenarios::names(&filter, effort)].concat();
             if names.is_empty() {
                 return Err(Error::Missing {
                     what: format!("no test has \"{filter}\" in its name"),
@@ -232,7 +238,7 @@ fn obey(command: Order) -> Result<i32> {
                 return Ok(0);
             }
             let way = Way {
-                effort: Effort::of(thorough),
+                effort,
                 machines: jobs,
                 iommu,
                 seed: seed.unwrap_or_else(clock_s),
@@ -255,13 +261,13 @@ fn obey(command: Order) -> Result<i32> {
 }
 
 fn show_image(image: &Image) -> Result<i32> {
-    let l2 = image.l2();
+    let (l2, guest) = (image.l2(), image.guest_folder());
     for (what, path) in [
         ("L1's kernel:   ", image.l1_kernel()),
         ("L1's initrd:   ", image.l1_initrd()),
         ("L1's root disk:", image.tree().disk()),
-        ("L2's kernel:   ", l2.join("vmlinuz")),
-        ("L2's initrd:   ", l2.join("initrd")),
+        ("L2's kernel:   ", guest.join("vmlinuz")),
+        ("L2's initrd:   ", guest.join("initrd")),
         ("L2's Debian:   ", l2.join("debian.img")),
     ] {
         if path.exists() {
@@ -279,7 +285,7 @@ fn test(filter: &str, way: Way) -> Result<i32> {
             sys::lower_priority();
             checks::run(filter)
         });
-        if scenarios::any(filter) {
+        if scenarios::any(filter, way.effort) {
             println!(
                 "seed {0}: `--seed {0}` draws the same random points",
                 way.seed
@@ -308,7 +314,7 @@ fn clock_s() -> u64 {
 /// Boots an L1 with everything at hand, building what is not there yet.
 fn boot(machine: &Machine, name: &str) -> Result<Host> {
     checks::build_viaduct()?;
-    let image = Image::ready(machine.kernel)?;
+    let image = Image::ready(machine.kernel, machine.guest_kernel)?;
     let dir = paths::run(name)?;
     image.announce(&dir)?;
     let what = format!(

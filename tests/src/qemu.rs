@@ -6,6 +6,7 @@ use std::process::Command;
 use crate::agent;
 use crate::cards::{Iommu, Machine, Places};
 use crate::engine::Engine;
+use crate::error::Result;
 use crate::image::Image;
 
 /// Whose sockets the lab listens on: QEMU connects L1's agent and its own monitor to them.
@@ -18,8 +19,8 @@ pub(crate) fn has_nested_kvm() -> bool {
 }
 
 /// The command line of an L1 that the lab's agent answers in. QEMU's stdin and stdout are L1's hvc0.
-pub(crate) fn command(image: &Image, machine: &Machine, places: &Places) -> Command {
-    let mut qemu = machine_itself(image, machine, places);
+pub(crate) fn command(image: &Image, machine: &Machine, places: &Places) -> Result<Command> {
+    let mut qemu = machine_itself(image, machine, places)?;
     qemu.arg("-serial")
         .arg(format!("file:{}", places.serial_log().display()));
     qemu.args(["-device", "virtio-serial-pci,id=ports,addr=1b"]);
@@ -37,17 +38,17 @@ pub(crate) fn command(image: &Image, machine: &Machine, places: &Places) -> Comm
     );
     qemu.args(["-device", &port, "-chardev", "stdio,id=console,signal=off"]);
     qemu.args(["-device", "virtconsole,bus=ports.0,chardev=console"]);
-    qemu
+    Ok(qemu)
 }
 
 /// The same machine as a shell script for a person: L1's serial port is the terminal, and further arguments are appended.
-pub(crate) fn by_hand(image: &Image, machine: &Machine, places: &Places) -> String {
-    let mut qemu = machine_itself(image, machine, places);
+pub(crate) fn by_hand(image: &Image, machine: &Machine, places: &Places) -> Result<String> {
+    let mut qemu = machine_itself(image, machine, places)?;
     qemu.args(["-serial", "mon:stdio"]);
-    format!("#!/bin/sh\nexec {} \"$@\"\n", shown(&qemu))
+    Ok(format!("#!/bin/sh\nexec {} \"$@\"\n", shown(&qemu)))
 }
 
-fn machine_itself(image: &Image, machine: &Machine, places: &Places) -> Command {
+fn machine_itself(image: &Image, machine: &Machine, places: &Places) -> Result<Command> {
     let mut qemu = image.tree().program("/usr/bin/qemu-system-x86_64");
     let root = image.tree().root();
     qemu.arg("-L")
@@ -63,12 +64,12 @@ fn machine_itself(image: &Image, machine: &Machine, places: &Places) -> Command 
         .arg("-initrd")
         .arg(image.l1_initrd());
     qemu.args(["-append", &kernel_words(machine)]);
-    qemu.args(own_devices(image, places));
+    qemu.args(own_devices(image, places)?);
     for disk in machine.cards.disks(&places.dir) {
         qemu.args(["-drive", &disk.argument()]);
     }
     qemu.args(machine.cards.arguments());
-    qemu
+    Ok(qemu)
 }
 
 fn processor(machine: &Machine) -> Vec<String> {
@@ -113,7 +114,7 @@ fn kernel_words(machine: &Machine) -> String {
 }
 
 /// Root disk and shares, in slots that no card wants.
-fn own_devices(image: &Image, places: &Places) -> Vec<String> {
+fn own_devices(image: &Image, places: &Places) -> Result<Vec<String>> {
     let disk = image.tree().disk();
     let share = |id: &str, path: &std::path::Path, slot: &str, options: &str| {
         let path = path.display();
@@ -135,7 +136,10 @@ fn own_devices(image: &Image, places: &Places) -> Vec<String> {
     ];
     words.extend(share("lab", &places.share(), "1d", ""));
     words.extend(share("l2", &image.l2(), "1c", ",readonly=on"));
-    words
+    if let Some(modules) = image.l1_modules()? {
+        words.extend(share("modules", &modules, "1a", ",readonly=on"));
+    }
+    Ok(words)
 }
 
 /// The command line as a person would type it.

@@ -13,7 +13,7 @@ use crate::progress::note;
 
 /// The release that everything is taken from.
 pub(super) const SUITE: &str = "trixie";
-/// What both trees are: little, for nobody reads manuals there.
+/// What systems are: little, for nobody reads manuals there.
 pub(super) const OPTIONS: [&str; 6] = [
     "--variant=minbase",
     "--aptopt=APT::Install-Recommends \"false\"",
@@ -25,6 +25,7 @@ pub(super) const OPTIONS: [&str; 6] = [
 
 /// An installation to be made.
 pub(super) struct Installation {
+    suite: &'static str,
     mirror: String,
     count: usize,
     command: Command,
@@ -32,20 +33,26 @@ pub(super) struct Installation {
 }
 
 impl Installation {
-    /// One of these packages, a name a line.
+    /// A system with these packages, a name a line.
     pub(super) fn of(packages: &str) -> Result<Self> {
+        Self::with(SUITE, &OPTIONS, packages)
+    }
+
+    /// These packages, a name a line, from this suite, with mmdebstrap's options.
+    pub(super) fn with(suite: &'static str, options: &[&str], packages: &str) -> Result<Self> {
         let system = System::read();
         // Before anything is installed on this machine: without an archive that would be in vain.
         let mirror = mirror::find(&system)?;
         system.prepare()?;
         let mut command = Command::new("mmdebstrap");
         let names = lines(packages).collect::<Vec<_>>();
-        command.args(OPTIONS).args(apt_options());
+        command.args(options).args(apt_options());
         command.arg(format!("--include={}", names.join(",")));
         if let Some(keyring) = system.keyring() {
             command.arg(format!("--keyring={keyring}"));
         }
         Ok(Self {
+            suite,
             mirror,
             count: names.len(),
             command,
@@ -55,14 +62,15 @@ impl Installation {
 
     /// What it does, for whoever waits for it.
     pub(super) fn shown(&self) -> String {
-        let (count, mirror) = (self.count, &self.mirror);
-        format!("Debian {SUITE} and {count} packages from {mirror}")
+        let (suite, count, mirror) = (self.suite, self.count, &self.mirror);
+        format!("Debian {suite} and {count} packages from {mirror}")
     }
 
     /// Takes these packages, as apt_preferences(5) names them, from the release's backports.
     pub(super) fn backport(&mut self, packages: &str) {
+        let suite = self.suite;
         let pin = format!(
-            "Package: {packages}\\nPin: release n={SUITE}-backports\\nPin-Priority: 990\\n"
+            "Package: {packages}\\nPin: release n={suite}-backports\\nPin-Priority: 990\\n"
         );
         let path = "\"$1\"/etc/apt/preferences.d";
         let hook = format!("mkdir -p {path}; printf '{pin}' > {path}/backports");
@@ -82,9 +90,10 @@ impl Installation {
         log: &Path,
         mut hear: impl FnMut(&str),
     ) -> Result<()> {
-        self.command.arg(SUITE).arg(target).arg(&self.mirror);
+        let suite = self.suite;
+        self.command.arg(suite).arg(target).arg(&self.mirror);
         if self.has_backports {
-            let line = format!("deb {} {SUITE}-backports main", self.mirror);
+            let line = format!("deb {} {suite}-backports main", self.mirror);
             self.command.arg(line);
         }
         let shown = format!("{:?}", self.command);

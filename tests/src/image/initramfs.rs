@@ -8,7 +8,8 @@ use super::cpio::Cpio;
 use super::kernel::Kernel;
 use super::key::Key;
 use super::modules::{self, Modules};
-use super::{Tree, lines, vmlinux};
+use super::packaged::Packaged;
+use super::{Tree, built, lines, vmlinux};
 use crate::checks;
 use crate::error::{Doing, Error, Result};
 
@@ -67,6 +68,7 @@ pub(super) fn key(tree: &Tree) -> Key {
         include_str!("initramfs.rs"),
         include_str!("modules.rs"),
         include_str!("cpio.rs"),
+        include_str!("packaged.rs"),
         include_str!("vmlinux.rs"),
     ];
     let inputs = [
@@ -83,7 +85,7 @@ pub(super) fn key(tree: &Tree) -> Key {
 
 /// Makes everything of an image but the tree.
 pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
-    let modules = Modules::of(tree)?;
+    let modules = Modules::of(&tree.root())?;
     let scratch = dir.join("scratch");
     let l2 = dir.join("l2");
     fs::create_dir_all(&l2).doing(|| format!("making {}", l2.display()))?;
@@ -93,15 +95,69 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
     copy(&kernel, &l2.join("vmlinuz"))?;
     vmlinux::extract(tree, &kernel, &l2.join("vmlinux"))?;
 
+    let mut l1 = host(tree)?;
+    modules.put(tree, lines(L1_MODULES), &scratch, &mut l1)?;
+    write(&dir.join("l1-initrd"), &l1.finish())?;
+
+    // For L1, which is what it aims devices at.
+    copy(&checks::build_guest_program()?, &l2.join("lab-guest"))?;
+    let mut guest = guest(tree)?;
+    modules.put(tree, lines(L2_MODULES), &scratch, &mut guest)?;
+    write(&l2.join("initrd"), &guest.finish())
+}
+
+/// Makes L1's initial file system for a kernel of Debian's other than the tree's.
+pub(super) fn build_host(kernel: &Packaged, tree: &Tree, to: &Path) -> Result<()> {
+    let mut l1 = host(tree)?;
+    put_known(
+        kernel,
+        tree,
+        L1_MODULES,
+        &to.with_extension("scratch"),
+        &mut l1,
+    )?;
+    let unfinished = to.with_extension("unfinished");
+    write(&unfinished, &l1.finish())?;
+    fs::rename(&unfinished, to).doing(|| format!("renaming to {}", to.display()))
+}
+
+/// Makes the folder of a guest with a kernel of Debian's other than the tree's.
+pub(super) fn build_guest(kernel: &Packaged, tree: &Tree, to: &Path) -> Result<()> {
+    built(to, BUILD_MIB, |dir| {
+        copy(&kernel.image(), &dir.join("vmlinuz"))?;
+        let mut guest = guest(tree)?;
+        put_known(kernel, tree, L2_MODULES, &dir.join("scratch"), &mut guest)?;
+        write(&dir.join("initrd"), &guest.finish())
+    })
+}
+
+/// Puts those of the listed modules into an archive that the kernel has: a driver may be of another release, or may have become
+/// a part of another one.
+fn put_known(
+    kernel: &Packaged,
+    tree: &Tree,
+    list: &str,
+    scratch: &Path,
+    cpio: &mut Cpio,
+) -> Result<()> {
+    let modules = kernel.modules()?;
+    let known = lines(list).filter(|want| modules.has(want));
+    modules.put(tree, known, scratch, cpio)
+}
+
+/// L1's initial file system without modules.
+fn host(tree: &Tree) -> Result<Cpio> {
     let mut l1 = base(tree)?;
     for folder in ["root", "lower", "layer"] {
         l1.folder(folder);
     }
     l1.file("init", 0o755, L1_INIT.as_bytes());
     l1.file("l1-root", 0o755, L1_ROOT.as_bytes());
-    modules.put(tree, lines(L1_MODULES), &scratch, &mut l1)?;
-    write(&dir.join("l1-initrd"), &l1.finish())?;
+    Ok(l1)
+}
 
+/// A guest's initial file system without modules.
+fn guest(tree: &Tree) -> Result<Cpio> {
     let mut guest = base(tree)?;
     for (path, script) in [
         ("init", L2_INIT),
@@ -117,12 +173,9 @@ pub(super) fn build(tree: &Tree, dir: &Path) -> Result<()> {
     }
     let program = checks::build_guest_program()?;
     guest.file("bin/lab-guest", 0o755, &read(&program)?);
-    // For L1, which is what it aims devices at.
-    copy(&program, &l2.join("lab-guest"))?;
     guest.file("etc/mdev.conf", 0o644, MDEV.as_bytes());
     put_tools(tree, &mut guest)?;
-    modules.put(tree, lines(L2_MODULES), &scratch, &mut guest)?;
-    write(&l2.join("initrd"), &guest.finish())
+    Ok(guest)
 }
 
 /// Makes L1's initial file system for a kernel that has its modules in itself: the stock one, and what modprobe reads to know

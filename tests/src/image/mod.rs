@@ -8,6 +8,7 @@ mod kernel;
 mod key;
 mod mirror;
 mod modules;
+mod packaged;
 mod runner;
 mod system;
 mod tree;
@@ -20,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::cards::HostKernel;
+use crate::cards::{DebianKernel, HostKernel};
 use crate::engine::Engine;
 use crate::error::{Doing, Error, Result, tail};
 use crate::progress::{note, step};
@@ -28,6 +29,7 @@ use crate::{paths, space};
 
 use kernel::Kernel;
 use modules::Modules;
+use packaged::Packaged;
 use system::System;
 pub(crate) use tree::Tree;
 
@@ -37,33 +39,63 @@ pub(crate) struct Image {
     tree: Tree,
     dir: PathBuf,
     /// The host's kernel, unless it is the tree's.
-    other: Option<Kernel>,
+    host: Option<Other>,
+    /// The guests', unless it is the tree's.
+    guest: Option<Packaged>,
     /// Locked while the image is in use, so that another process does not replace its tree.
     _in_use: Arc<File>,
+}
+
+/// A kernel for the host that is not the tree's.
+#[derive(Debug, Clone)]
+enum Other {
+    Built(Kernel),
+    Packaged(Packaged),
 }
 
 impl Image {
     /// Whether this kernel for the host is there without minutes of building it.
     pub(crate) fn has_kernel(host: HostKernel) -> bool {
-        host == HostKernel::Stock || Kernel::is_built(&paths::cache())
+        host != HostKernel::Iommufd || Kernel::is_built(&paths::cache())
     }
 
-    /// The image for the present recipe, with this kernel for the host. What is not in the cache is built.
-    pub(crate) fn ready(host: HostKernel) -> Result<Self> {
+    /// The image for the present recipe, with these kernels for the host and for guests, which have the tree's otherwise. What is
+    /// not in the cache is built.
+    pub(crate) fn ready(host: HostKernel, guest: Option<DebianKernel>) -> Result<Self> {
         let cache = paths::cache();
         fs::create_dir_all(&cache).doing(|| format!("making the cache {}", cache.display()))?;
         let mut image = Self::stock(&cache)?;
-        if host == HostKernel::Iommufd {
-            let kernel = Kernel::ready(&cache)?;
-            let stock = image.l1_initrd();
-            image.other = Some(kernel.clone());
-            let initrd = image.l1_initrd();
-            let _one_builder = lock(&cache, "lock")?;
-            if !initrd.exists() {
-                initramfs::build_for(&kernel, &image.tree, &stock, &initrd)?;
+        let stock = image.l1_initrd();
+        image.host = match (host, host.debian()) {
+            (_, Some(kernel)) => Some(Other::Packaged(image.packaged(&cache, kernel)?)),
+            (HostKernel::Iommufd, None) => Some(Other::Built(Kernel::ready(&cache)?)),
+            _ => None,
+        };
+        image.guest = guest
+            .map(|kernel| image.packaged(&cache, kernel))
+            .transpose()?;
+        let _one_builder = lock(&cache, "lock")?;
+        let (initrd, folder) = (image.l1_initrd(), image.guest_folder());
+        match &image.host {
+            Some(Other::Built(kernel)) if !initrd.exists() => {
+                initramfs::build_for(kernel, &image.tree, &stock, &initrd)?;
             }
+            Some(Other::Packaged(kernel)) if !initrd.exists() => {
+                initramfs::build_host(kernel, &image.tree, &initrd)?;
+            }
+            _ => {}
+        }
+        match &image.guest {
+            Some(kernel) if !folder.exists() => {
+                initramfs::build_guest(kernel, &image.tree, &folder)?;
+            }
+            _ => {}
         }
         Ok(image)
+    }
+
+    fn packaged(&self, cache: &Path, kernel: DebianKernel) -> Result<Packaged> {
+        Packaged::ready(cache, &self.tree, kernel)
     }
 
     fn stock(cache: &Path) -> Result<Self> {
@@ -77,7 +109,8 @@ impl Image {
         let image = Self {
             tree,
             dir,
-            other: None,
+            host: None,
+            guest: None,
             _in_use: in_use,
         };
         if !image.dir.exists() {
@@ -96,7 +129,8 @@ impl Image {
     }
 
     /// Installs the tree again, with the packages that the archive has now. What is made from a tree is named after its packages,
-    /// so what was made from the earlier one is removed with it.
+    /// so what was made from the earlier one is removed with it. Kernels that were fetched are removed, and fetched again when one
+    /// is wanted.
     pub(crate) fn refresh() -> Result<()> {
         let cache = paths::cache();
         fs::create_dir_all(&cache).doing(|| format!("making the cache {}", cache.display()))?;
@@ -116,18 +150,16 @@ impl Image {
             System::folder(&cache, &earlier),
         ];
         earlier.renew()?;
-        let stale = made_from_it.iter().filter(|folder| folder.exists());
+        let fetched = Packaged::folders(&cache);
+        let stale = made_from_it.iter().chain(&fetched);
+        let stale = stale.filter(|folder| folder.exists());
         stale.map(PathBuf::as_path).try_for_each(remove)
     }
 
     /// Says what a run runs on, in two lines, and keeps that with the version of every package in the run's folder.
     pub(crate) fn announce(&self, run: &Path) -> Result<()> {
         let qemu = self.tree.packages().upstream("qemu-system-x86");
-        let guest = Modules::of(&self.tree)?.release().to_owned();
-        let host = match &self.other {
-            Some(kernel) => kernel.release()?,
-            None => guest.clone(),
-        };
+        let (host, guest) = (self.host_release()?, self.guest_release()?);
         let age = versions::age(self.tree.installed()?, SystemTime::now());
         let lines = [
             format!(
@@ -151,15 +183,49 @@ impl Image {
 
     /// L1's kernel.
     pub(crate) fn l1_kernel(&self) -> PathBuf {
-        let stock = || self.l2().join("vmlinuz");
-        self.other.as_ref().map_or_else(stock, Kernel::image)
+        match &self.host {
+            None => self.l2().join("vmlinuz"),
+            Some(Other::Built(kernel)) => kernel.image(),
+            Some(Other::Packaged(kernel)) => kernel.image(),
+        }
+    }
+
+    /// The folder of L1's modules, where they are neither on the root disk nor in the kernel.
+    pub(crate) fn l1_modules(&self) -> Result<Option<PathBuf>> {
+        let Some(Other::Packaged(kernel)) = &self.host else {
+            return Ok(None);
+        };
+        Ok(Some(kernel.modules()?.dir().to_owned()))
+    }
+
+    /// What `uname -r` says in L1.
+    pub(crate) fn host_release(&self) -> Result<String> {
+        match &self.host {
+            None => self.stock_release(),
+            Some(Other::Built(kernel)) => kernel.release(),
+            Some(Other::Packaged(kernel)) => Ok(kernel.release().to_owned()),
+        }
+    }
+
+    /// What `uname -r` says in a guest.
+    pub(crate) fn guest_release(&self) -> Result<String> {
+        match &self.guest {
+            None => self.stock_release(),
+            Some(kernel) => Ok(kernel.release().to_owned()),
+        }
+    }
+
+    fn stock_release(&self) -> Result<String> {
+        let modules = Modules::of(&self.tree.root())?;
+        Ok(modules.release().to_owned())
     }
 
     /// L1's initial file system.
     pub(crate) fn l1_initrd(&self) -> PathBuf {
-        let file = match &self.other {
+        let file = match &self.host {
             None => "l1-initrd".to_owned(),
-            Some(kernel) => format!("l1-initrd-{}", kernel.key()),
+            Some(Other::Built(kernel)) => format!("l1-initrd-{}", kernel.key()),
+            Some(Other::Packaged(kernel)) => format!("l1-initrd-{}", kernel.release()),
         };
         self.dir.join(file)
     }
@@ -177,9 +243,25 @@ impl Image {
         fs::rename(&new, &link).doing(|| format!("renaming to {}", link.display()))
     }
 
-    /// The folder with the guest's `vmlinuz` and `initrd`; L1 sees it as /lab/l2.
+    /// The folder that L1 sees as /lab/l2, with `vmlinuz` and `initrd` of the stock guest.
     pub(crate) fn l2(&self) -> PathBuf {
         self.dir.join("l2")
+    }
+
+    /// The folder in it with those of this image's guests. A kernel that is not the stock one has a folder with its release in the
+    /// name: after a refresh it is another.
+    pub(crate) fn guest_folder(&self) -> PathBuf {
+        self.l2().join(self.guest_subfolder())
+    }
+
+    /// The folder with the guests' `vmlinuz` and `initrd`, as L1 sees it.
+    pub(crate) fn guest_folder_in_l1(&self) -> PathBuf {
+        Path::new("/lab/l2").join(self.guest_subfolder())
+    }
+
+    fn guest_subfolder(&self) -> String {
+        let folder = |kernel: &Packaged| format!("kernel-{}", kernel.release());
+        self.guest.as_ref().map_or_else(String::new, folder)
     }
 }
 

@@ -9,9 +9,9 @@ use super::cpio::Cpio;
 use super::{Tree, succeed};
 use crate::error::{Doing, Error, Result};
 
-/// The modules of the tree's kernel.
+/// The modules of a kernel.
 pub(super) struct Modules {
-    /// `/usr/lib/modules/RELEASE` in the tree.
+    /// `lib/modules/RELEASE` in the kernel's tree.
     dir: PathBuf,
     release: String,
     /// Path below `dir` to the paths it needs.
@@ -55,8 +55,9 @@ fn parse_needs(text: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 impl Modules {
-    pub(super) fn of(tree: &Tree) -> Result<Self> {
-        let all = tree.root().join("usr/lib/modules");
+    /// The modules in this root folder, which has those of one kernel.
+    pub(super) fn of(root: &Path) -> Result<Self> {
+        let all = root.join("lib/modules");
         let mut entries = fs::read_dir(&all).doing(|| format!("reading {}", all.display()))?;
         let Some(Ok(entry)) = entries.next() else {
             return Err(Error::Unexpected(format!(
@@ -82,19 +83,26 @@ impl Modules {
         &self.release
     }
 
+    /// Their folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the kernel has this module, or one in this folder, be it built in.
+    pub(super) fn has(&self, want: &str) -> bool {
+        self.needs.keys().any(|path| is_wanted(path, want))
+            || self.built_in.lines().any(|path| is_wanted(path, want))
+    }
+
     /// The files that `wanted` comes to. A module that is built into the kernel is none.
     fn closure<'a>(&self, wanted: impl Iterator<Item = &'a str>) -> Result<BTreeSet<&str>> {
         let mut files = BTreeSet::new();
         for want in wanted {
-            let before = files.len();
             for (path, needs) in self.needs.iter().filter(|(path, _)| is_wanted(path, want)) {
                 files.insert(path.as_str());
                 files.extend(needs.iter().map(String::as_str));
             }
-            let known = files.len() > before
-                || self.needs.keys().any(|path| is_wanted(path, want))
-                || self.built_in.lines().any(|path| is_wanted(path, want));
-            if !known {
+            if !self.has(want) {
                 let what = format!("the kernel {} has no module `{want}`", self.release);
                 let fix = "correct its name in resources/lab/*.modules".into();
                 return Err(Error::Missing { what, fix });
@@ -131,15 +139,24 @@ impl Modules {
     ) -> Result<()> {
         let dir = root.join("usr/lib/modules").join(&self.release);
         self.unpack(tree, &self.closure(wanted)?, &dir)?;
-        let mut depmod = tree.program_as("/usr/bin/kmod", "depmod");
-        depmod.arg("-b").arg(root).arg(&self.release);
-        succeed(depmod)
+        index(tree, root, &self.release)
     }
 
-    /// Copies the files and unpacks what is packed, with one xz for all.
+    /// Unpacks modules where they are, and makes the indexes anew.
+    pub(super) fn unpack_there<'a>(
+        &self,
+        tree: &Tree,
+        wanted: impl Iterator<Item = &'a str>,
+    ) -> Result<()> {
+        let files = self.closure(wanted)?;
+        unpack(tree, files.iter().map(|file| self.dir.join(file)))?;
+        let root = self.dir.ancestors().nth(3).unwrap_or(&self.dir);
+        index(tree, root, &self.release)
+    }
+
+    /// Copies the files and unpacks what is packed.
     fn unpack(&self, tree: &Tree, files: &BTreeSet<&str>, dir: &Path) -> Result<()> {
-        let mut xz = tree.program("/usr/bin/xz");
-        xz.args(["-d", "-T2"]);
+        let mut copies = Vec::new();
         for file in files.iter().copied().chain([
             "modules.builtin",
             "modules.builtin.modinfo",
@@ -149,12 +166,29 @@ impl Modules {
             let folder = copy.parent().unwrap_or(dir);
             fs::create_dir_all(folder).doing(|| format!("making {}", folder.display()))?;
             fs::copy(self.dir.join(file), &copy).doing(|| format!("copying {}", copy.display()))?;
-            if file.ends_with(".xz") {
-                xz.arg(copy);
-            }
+            copies.push(copy);
         }
-        succeed(xz)
+        unpack(tree, copies.into_iter())
     }
+}
+
+/// Unpacks the packed ones of these files, with one xz for all.
+fn unpack(tree: &Tree, files: impl Iterator<Item = PathBuf>) -> Result<()> {
+    let packed = files.filter(|file| file.extension().is_some_and(|name| name == "xz"));
+    let packed = packed.collect::<Vec<_>>();
+    if packed.is_empty() {
+        return Ok(());
+    }
+    let mut xz = tree.program("/usr/bin/xz");
+    xz.args(["-d", "-T2"]).args(packed);
+    succeed(xz)
+}
+
+/// Makes the indexes of the modules below `root`.
+pub(super) fn index(tree: &Tree, root: &Path, release: &str) -> Result<()> {
+    let mut depmod = tree.program_as("/usr/bin/kmod", "depmod");
+    depmod.arg("-b").arg(root).arg(release);
+    succeed(depmod)
 }
 
 /// Puts the indexes of the modules that are in `scratch`, or in the kernel itself, into an archive.
@@ -164,9 +198,7 @@ pub(super) fn put_indexes(
     release: &str,
     cpio: &mut Cpio,
 ) -> Result<()> {
-    let mut depmod = tree.program_as("/usr/bin/kmod", "depmod");
-    depmod.arg("-b").arg(scratch).arg(release);
-    succeed(depmod)?;
+    index(tree, scratch, release)?;
     INDEXES.iter().try_for_each(|index| {
         let path = format!("lib/modules/{release}/{index}");
         put_file(scratch, &path, cpio)
@@ -230,5 +262,13 @@ mod tests {
                 .is_empty()
         );
         assert!(modules.closure(["nonesuch"].into_iter()).is_err());
+    }
+
+    #[test]
+    fn a_kernel_has_its_modules_and_what_is_built_in_and_no_other() {
+        let modules = modules();
+        let asked = ["vf", "usb/", "8250_pci", "nonesuch", "nonesuch/"];
+        let known = asked.map(|want| modules.has(want));
+        assert_eq!(known, [true, true, true, false, false]);
     }
 }

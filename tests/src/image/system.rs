@@ -75,7 +75,7 @@ fn make(dir: &Path, mut debian: Installation, tree: &Tree) -> Result<()> {
     debian.command().env("LAB_SETUP", &setup).arg(HOOK);
     debian.make(&root, &dir.join("mmdebstrap.log"), |_| ())?;
     let wanted = MODULES.iter().flat_map(|list| lines(list));
-    Modules::of(tree)?.install(tree, wanted, &root)?;
+    Modules::of(&tree.root())?.install(tree, wanted, &root)?;
     note("making the system's disk");
     let mut disk = tree.program("/usr/sbin/mke2fs");
     disk.env("MKE2FS_CONFIG", tree.root().join("etc/mke2fs.conf"));

@@ -15,7 +15,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             name: "on AMD-Vi, a VF and a card that interrupts by its pin work in one guest",
             machine,
             limit: Duration::from_secs(150),
-            run: vf_and_pin,
+            run: |l1| {
+                let iommus = l1.sh("ls /sys/class/iommu")?;
+                expect(iommus.trim() == "ivhd0", "the host's IOMMU is AMD's")?;
+                vf_and_pin(l1)
+            },
         },
         Scenario {
             name: "on AMD-Vi, DMA outside of the guest's memory reaches nothing and is told of with device and address",
@@ -28,15 +32,16 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 const PIN: &Card = &CARDS[RTL8139];
 
-/// The example card, a card without messages, and a DMA engine.
 fn machine() -> Machine {
-    let cards = Cards::sriov().with(PIN.plug).with(CARDS[EDU].plug);
-    Machine::with_cards(cards).iommu(Iommu::Amd)
+    Machine::with_cards(cards()).iommu(Iommu::Amd)
 }
 
-fn vf_and_pin(l1: &Host) -> Result<()> {
-    let iommus = l1.sh("ls /sys/class/iommu")?;
-    expect(iommus.trim() == "ivhd0", "the host's IOMMU is AMD's")?;
+/// The example card, a card without messages, and a DMA engine.
+pub(super) fn cards() -> Cards {
+    Cards::sriov().with(PIN.plug).with(CARDS[EDU].plug)
+}
+
+pub(super) fn vf_and_pin(l1: &Host) -> Result<()> {
     let guest = l1
         .viaduct(&format!(
             "run --cpus 2 --memory 256M --vfio 03:10.3,addr=06 --vfio {},addr=08",

@@ -90,7 +90,10 @@ impl<'a> Boots<'a> {
         let log = Log::create(&self.dir.join(format!("{name}.log")))?;
         let seed = self.way.seed_of(scenario.name);
         host.begin(log.clone(), scenario.limit, self.way.effort, seed);
-        host.log("lab", &format!("seed {seed}"));
+        let host_release = self.image.host_release()?;
+        let guest_release = self.image.guest_release()?;
+        let kernels = format!("L1 kernel {host_release}, guest kernel {guest_release}");
+        host.log("lab", &format!("seed {seed}; {kernels}"));
         let result = host.judge(watched(scenario, host));
         if let Err(error) = &result {
             log.add("lab", &error.to_string());

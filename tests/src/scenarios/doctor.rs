@@ -153,7 +153,7 @@ fn cure(l1: &Host, arguments: &str, name: &str, what: &str) -> Result<()> {
     Report::of(l1, arguments)?.expect(name, "good", "")
 }
 
-fn ready(l1: &Host) -> Result<()> {
+pub(super) fn ready(l1: &Host) -> Result<()> {
     let before = l1.state()?;
     let report = Report::of(l1, "03:10.3")?;
     report.expect_ready()?;

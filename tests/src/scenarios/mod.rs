@@ -18,6 +18,7 @@ mod errors;
 mod hands;
 mod interrupts;
 mod iommufd;
+mod kernels;
 mod killed;
 mod list;
 mod mediated;
@@ -43,6 +44,7 @@ use std::time::Duration;
 
 pub(crate) use self::schedule::Way;
 use crate::cards::{HostKernel, Machine};
+use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::image::Image;
@@ -61,8 +63,8 @@ pub(crate) struct Scenario {
     pub(crate) run: fn(&Host) -> Result<()>,
 }
 
-/// All of them.
-fn all() -> Vec<Scenario> {
+/// Those of every run.
+fn usual() -> Vec<Scenario> {
     [
         reference::scenarios(),
         hands::scenarios(),
@@ -103,6 +105,11 @@ fn all() -> Vec<Scenario> {
     .collect()
 }
 
+/// Those of a thorough run alone: a usual one has neither the time nor the downloads for them.
+fn thorough() -> Vec<Scenario> {
+    kernels::scenarios()
+}
+
 /// Fails the scenario unless `truth` holds.
 pub(crate) fn expect(truth: bool, what: &str) -> Result<()> {
     if truth {
@@ -112,30 +119,47 @@ pub(crate) fn expect(truth: bool, what: &str) -> Result<()> {
     }
 }
 
-/// Those whose name contains the filter, which is in lower case.
-fn named(filter: &str) -> Vec<Scenario> {
-    let mut scenarios = all();
+/// Those whose name contains the filter, which is in lower case. A person who names scenarios of a thorough run wants them.
+fn named(filter: &str, effort: Effort) -> Vec<Scenario> {
+    let mut scenarios = usual();
+    if effort == Effort::Thorough || !filter.is_empty() {
+        scenarios.extend(thorough());
+    }
     scenarios.retain(|scenario| scenario.name.to_lowercase().contains(filter));
     scenarios
 }
 
 /// What they are called.
-pub(crate) fn names(filter: &str) -> Vec<&'static str> {
-    named(filter).iter().map(|scenario| scenario.name).collect()
+pub(crate) fn names(filter: &str, effort: Effort) -> Vec<&'static str> {
+    let scenarios = named(filter, effort);
+    scenarios.iter().map(|scenario| scenario.name).collect()
 }
 
 /// Whether there is any scenario for the filter: without one there is nothing to build or boot.
-pub(crate) fn any(filter: &str) -> bool {
-    !named(filter).is_empty()
+pub(crate) fn any(filter: &str, effort: Effort) -> bool {
+    !named(filter, effort).is_empty()
 }
 
 /// Runs those whose name contains the filter.
 pub(crate) fn run(filter: &str, way: Way) -> Result<Tally> {
     // Without it there is nothing to tell of any scenario.
-    let image = Image::ready(HostKernel::Stock)?;
+    let image = Image::ready(HostKernel::Stock, None)?;
     let dir = paths::run("test")?;
     image.announce(&dir)?;
-    let tally = schedule::run(named(filter), way, &dir);
+    let tally = schedule::run(named(filter, way.effort), way, &dir);
     println!("logs: {}", dir.display());
     Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_of_a_thorough_run_are_run_by_a_usual_one_only_where_it_names_them() {
+        let only = thorough().pop().unwrap().name;
+        assert!(!names("", Effort::Usual).contains(&only));
+        assert!(names("", Effort::Thorough).contains(&only));
+        assert_eq!(names(&only.to_lowercase(), Effort::Usual), [only]);
+    }
 }

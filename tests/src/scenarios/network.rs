@@ -31,7 +31,7 @@ const LOOK: &str = "lab-dhcp || exit; for net in /sys/class/net/eth*; do nic=${n
     echo $nic ${driver##*/} pairs $(ethtool -l $nic 2>/dev/null | awk '/Combined/ { n = $2 } END { print n }'); done; \
     for to in 10.9.0.1 10.9.1.1 10.9.2.1 10.0.2.2; do ping -A -c 3 $to || exit; done; echo == works; read -r order; eval \"$order\"";
 
-fn beside_a_vf(l1: &Host) -> Result<()> {
+pub(super) fn beside_a_vf(l1: &Host) -> Result<()> {
     l1.sh(TAPS)?;
     let before = l1.state()?;
     expect_refusals(l1)?;

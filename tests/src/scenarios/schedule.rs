@@ -11,7 +11,7 @@ use super::Scenario;
 use super::boots::Boots;
 use crate::accident::Accident;
 use crate::capacity;
-use crate::cards::{HostKernel, Iommu, Machine};
+use crate::cards::{Iommu, Machine};
 use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -54,11 +54,11 @@ impl Way {
     }
 
     /// A run of everything is to fit into CI's time on a fresh machine of two cores; a person who names scenarios wants them.
-    fn image(self, kernel: HostKernel) -> Result<Image> {
-        if self.everything && !Image::has_kernel(kernel) {
+    fn image(self, machine: &Machine) -> Result<Image> {
+        if self.everything && !Image::has_kernel(machine.kernel) {
             return Err(Error::Skipped("the host's other kernel is not built yet, which takes minutes: cargo lab image --kernel iommufd".into()));
         }
-        Image::ready(kernel)
+        Image::ready(machine.kernel, machine.guest_kernel)
     }
 }
 
@@ -163,7 +163,7 @@ impl Course {
 
     /// Runs scenarios on one machine, as long as there is a next one.
     fn line(&self, dir: &Path, machine: &Machine, mut next: impl FnMut() -> Option<Scenario>) {
-        let image = match self.way.image(machine.kernel) {
+        let image = match self.way.image(machine) {
             Ok(image) => image,
             Err(error) => {
                 let result = Err(error);
@@ -192,7 +192,7 @@ impl Course {
     fn repeat(&self, number: usize, machine: &Machine, scenario: &Scenario, accident: Accident) {
         let start = Instant::now();
         let dir = self.dir.join(format!("again-{number}"));
-        let result = self.way.image(machine.kernel).and_then(|image| {
+        let result = self.way.image(machine).and_then(|image| {
             let mut boots = Boots::new(&image, machine, &dir, self.way);
             let result = boots.run(scenario);
             self.keep_accidents(&boots);

@@ -40,7 +40,7 @@ const LOOK: &str = "for disk in vda vdb; do head -c 4194304 /dev/$disk | md5sum;
 /// Each read is a request, and nothing is said meanwhile: a character on the console is an exit.
 const MANY_READS: &str = "dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct 2>/dev/null && echo == read; read -r order\n";
 
-fn beside_a_vf(l1: &Host) -> Result<()> {
+pub(super) fn beside_a_vf(l1: &Host) -> Result<()> {
     let sums: Vec<String> = ["d0", "d1"]
         .into_iter()
         .map(|name| make_disk(l1, name))
