@@ -119,10 +119,21 @@ impl Packaged {
     }
 }
 
-/// Fetches the packages and keeps of them `vmlinuz` and `lib/modules`, with the indexes that depmod makes when they are configured.
+/// Fetches the packages and keeps their kernel and modules, with the indexes that depmod makes when they are configured.
 fn make(dir: &Path, debian: Installation, tree: &Tree) -> Result<()> {
     let root = dir.join("root");
     debian.make(&root, &dir.join("mmdebstrap.log"), |_| ())?;
+    let release = keep(&root, dir)?;
+    remove(&root)?;
+    modules::index(tree, dir, &release)?;
+    let modules = Modules::of(dir)?;
+    let known = UNPACKED.into_iter().filter(|want| modules.has(want));
+    modules.unpack_there(tree, known)
+}
+
+/// Moves the kernel and its modules from where their packages have them to `vmlinuz` and `lib/modules` in a folder. Returns the
+/// kernel's release.
+fn keep(root: &Path, dir: &Path) -> Result<String> {
     let lib = dir.join("lib");
     fs::create_dir(&lib).doing(|| format!("making {}", lib.display()))?;
     let all = first_of(["lib/modules", "usr/lib/modules"].map(|path| root.join(path)))?;
@@ -136,11 +147,7 @@ fn make(dir: &Path, debian: Installation, tree: &Tree) -> Result<()> {
         lib.join(format!("modules/{release}/vmlinuz")),
     ];
     rename(&first_of(images)?, &dir.join("vmlinuz"))?;
-    remove(&root)?;
-    modules::index(tree, dir, &release)?;
-    let modules = Modules::of(dir)?;
-    let known = UNPACKED.into_iter().filter(|want| modules.has(want));
-    modules.unpack_there(tree, known)
+    Ok(release)
 }
 
 fn first_of(paths: [PathBuf; 2]) -> Result<PathBuf> {
@@ -153,4 +160,48 @@ fn first_of(paths: [PathBuf; 2]) -> Result<PathBuf> {
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).doing(|| format!("renaming to {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(files: &[&str]) -> Result<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        for file in files.iter().map(|file| root.join(file)) {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+        let release = keep(&root, dir.path())?;
+        assert!(dir.path().join("vmlinuz").exists());
+        let modules = format!("lib/modules/{release}/kernel/net/vf.ko");
+        assert!(dir.path().join(modules).exists());
+        Ok(release)
+    }
+
+    #[test]
+    fn a_kernel_is_found_where_packages_of_either_age_have_it() {
+        let old = ["boot/vmlinuz-6.1", "lib/modules/6.1/kernel/net/vf.ko"];
+        assert_eq!(kept(&old).unwrap(), "6.1");
+        let modules = "usr/lib/modules";
+        let new = ["vmlinuz", "kernel/net/vf.ko"].map(|file| format!("{modules}/7.3/{file}"));
+        assert_eq!(kept(&[&new[0], &new[1]]).unwrap(), "7.3");
+    }
+
+    #[test]
+    fn packages_without_a_kernel_or_without_modules_are_an_error() {
+        assert!(kept(&["lib/modules/6.1/kernel/net/vf.ko"]).is_err());
+        assert!(kept(&["boot/vmlinuz-6.1"]).is_err());
+    }
+
+    #[test]
+    fn a_refresh_finds_the_fetched_kernels_and_nothing_else_of_the_cache() {
+        let cache = tempfile::tempdir().unwrap();
+        for name in ["packaged-bookworm-1", "tree-1", "image-1"] {
+            fs::create_dir(cache.path().join(name)).unwrap();
+        }
+        let fetched = [cache.path().join("packaged-bookworm-1")];
+        assert_eq!(Packaged::folders(cache.path()), fetched);
+    }
 }
