@@ -50,6 +50,18 @@ pub enum BindingError {
         /// Which driver.
         driver: String,
     },
+    /// The caller leaves it on its driver, which is not one of VFIO's.
+    #[error(
+        "{device}: is {}, and managed=off does not rebind it\n  bind it first:  viaduct bind {}",
+        bound(driver.as_deref()),
+        short(*device)
+    )]
+    NotBound {
+        /// Which device.
+        device: Bdf,
+        /// Its driver, if it has one.
+        driver: Option<String>,
+    },
     /// The kernel cannot give devices to userspace.
     #[error(
         "{device}: there is no vfio-pci driver in this kernel: {said}\n  install the modules of the running kernel, then, as root:  modprobe vfio-pci"
@@ -74,6 +86,13 @@ pub enum BindingError {
 fn list<T: ToString>(items: &[T]) -> String {
     let items: Vec<String> = items.iter().map(T::to_string).collect();
     items.join(" and ")
+}
+
+fn bound(driver: Option<&str>) -> String {
+    driver.map_or_else(
+        || "bound to no driver".to_owned(),
+        |driver| format!("bound to {driver}"),
+    )
 }
 
 fn pids(holders: &[Holder]) -> String {
@@ -105,11 +124,15 @@ impl Host {
             .try_for_each(|&device| self.check_one(device, &around, options).map(drop))
     }
 
-    /// That nobody has the groups of these devices open, which are already where a guest can have them.
+    /// Checks devices that stay on their driver: each is on one of VFIO's, and no process has its group open.
     pub fn check_free(&self, devices: &[Bdf]) -> Result<(), BindingError> {
         for &device in devices {
             let group = self.group_of(device)?.number;
             self.refuse_if_held_by(device, self.holders(group))?;
+            let driver = self.driver_of(device);
+            if !driver.as_deref().is_some_and(is_vfio) {
+                return Err(BindingError::NotBound { device, driver });
+            }
         }
         Ok(())
     }

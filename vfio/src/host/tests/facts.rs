@@ -158,6 +158,20 @@ fn a_group_with_a_driver_of_the_host_in_it_is_refused_with_both_ways_out() {
 }
 
 #[test]
+fn a_device_that_keeps_its_driver_is_refused_unless_that_is_one_of_vfios() {
+    let fixture = Fixture::new();
+    let device = fixture.add(function("03:10.3"));
+    let host = fixture.host();
+    assert_eq!(
+        host.check_free(&[device]).unwrap_err().to_string(),
+        "0000:03:10.3: is bound to igbvf, and managed=off does not rebind it\n  \
+         bind it first:  viaduct bind 03:10.3"
+    );
+    host.bind(&[device], &BindOptions::default()).unwrap();
+    host.check_free(&[device]).unwrap();
+}
+
+#[test]
 fn several_obstacles_in_a_group_are_all_named() {
     let fixture = Fixture::new();
     for name in ["03:10.1", "03:10.3", "03:10.5"] {
