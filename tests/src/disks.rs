@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::json;
+
 use crate::error::{Doing, Error, Result};
 use crate::host::Host;
 
@@ -98,6 +100,15 @@ impl Host {
     /// The disk that the machine's cards have under this name.
     pub(crate) fn disk(&self, name: &str) -> Disk {
         Disk::new(name, self.dir())
+    }
+
+    /// The number of flush commands that the disk of this name has received. L1 sends them only to a device with `write-cache=on`.
+    pub(crate) fn flushes(&self, name: &str) -> Result<u64> {
+        let all = self.monitor("query-blockstats", &json!({}))?;
+        let mut disks = all.as_array().into_iter().flatten();
+        let disk = disks.find(|disk| disk["device"] == name);
+        let count = disk.and_then(|disk| disk["stats"]["flush_operations"].as_u64());
+        count.ok_or_else(|| Error::Unexpected(format!("QEMU counts no flushes of {name}: {all}")))
     }
 }
 

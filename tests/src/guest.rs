@@ -59,6 +59,17 @@ impl Vmm {
     }
 }
 
+/// The VMM's side of the guest's console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The lab's pipes.
+    Pipes,
+    /// A terminal that the VMM runs on.
+    Terminal,
+    /// A pseudoterminal that the VMM makes.
+    OwnTerminal,
+}
+
 /// A guest that has not been started yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan<'a> {
@@ -68,8 +79,9 @@ pub(crate) struct Plan<'a> {
     initrd: String,
     script: Option<String>,
     words: String,
-    stdin: Option<&'static str>,
-    on_terminal: bool,
+    tracer: &'static str,
+    redirections: String,
+    place: Place,
     limit: Duration,
     silence: Duration,
     shown: bool,
@@ -89,8 +101,9 @@ impl<'a> Plan<'a> {
             initrd: path("initrd"),
             script: None,
             words,
-            stdin: None,
-            on_terminal: false,
+            tracer: "",
+            redirections: String::new(),
+            place: Place::Pipes,
             limit: Duration::from_secs(120),
             silence: SILENCE,
             shown: false,
@@ -124,16 +137,28 @@ impl<'a> Plan<'a> {
         self
     }
 
-    /// What the VMM has for its stdin instead of the lab's typing, as a redirection of bash's.
-    pub(crate) fn stdin(mut self, redirection: &'static str) -> Self {
-        self.stdin = Some(redirection);
+    /// Bash redirections for the VMM: stdin, which otherwise is what the lab types, or further descriptors.
+    pub(crate) fn redirect(mut self, redirections: &str) -> Self {
+        redirections.clone_into(&mut self.redirections);
+        self
+    }
+
+    /// Runs the VMM under a tracer: a program and its arguments.
+    pub(crate) fn under(mut self, tracer: &'static str) -> Self {
+        self.tracer = tracer;
         self
     }
 
     /// The VMM runs on a terminal of its own, which is what is typed on. The terminal's settings are said before and after it,
     /// each on a line with `settings`, then the VMM's exit status on one with `status`.
     pub(crate) fn on_terminal(mut self) -> Self {
-        self.on_terminal = true;
+        self.place = Place::Terminal;
+        self
+    }
+
+    /// Reads and types the console on the pseudoterminal that the VMM makes. The kernel may drop unread output when the VMM ends.
+    pub(crate) fn on_its_own_terminal(mut self) -> Self {
+        self.place = Place::OwnTerminal;
         self
     }
 
@@ -181,14 +206,22 @@ impl<'a> Plan<'a> {
         let stats = command.split_once("--stats ");
         let stats = stats.and_then(|(_, rest)| rest.split_whitespace().next());
         let fresh = stats.map_or(String::new(), |path| format!("rm -f {path}; "));
-        if self.on_terminal {
-            let stty = "echo settings $(stty -g)";
-            let whole = format!("{fresh}{stty}; {command}; code=$?; {stty}; echo status $code");
-            return format!("exec script -qec {} /dev/null", quoted(&whole));
+        let (tracer, redirections) = (self.tracer, &self.redirections);
+        match self.place {
+            // exec: a signal to the job is one to the VMM, and its exit code is the VMM's.
+            Place::Pipes => format!("{fresh}exec {tracer} {command} {redirections}"),
+            Place::Terminal => {
+                let stty = "echo settings $(stty -g)";
+                let whole = format!("{fresh}{stty}; {command}; code=$?; {stty}; echo status $code");
+                format!("exec script -qec {} /dev/null", quoted(&whole))
+            }
+            // socat ends with the pseudoterminal, when the VMM ends. The VMM's stderr names it, and is passed on.
+            Place::OwnTerminal => format!(
+                "{fresh}exec 3< <(exec {command} {redirections} < /dev/null 2>&1); vmm=$!; \
+                 while read -r said <&3; do echo \"$said\" >&2; [[ $said != *' is at '/dev/pts/* ]] || break; done; \
+                 socat - \"${{said##* is at }}\" 2> /dev/null; cat <&3 >&2; wait $vmm"
+            ),
         }
-        // exec: a signal to the job is one to the VMM, and its exit code is the VMM's.
-        let stdin = self.stdin.unwrap_or_default();
-        format!("{fresh}exec {command} {stdin}")
     }
 
     /// Starts it.

@@ -161,6 +161,18 @@ impl Host {
         })
     }
 
+    /// Whether QEMU still runs.
+    pub(crate) fn is_up(&self) -> bool {
+        !sys::has_ended(self.qemu.pid(), false)
+    }
+
+    /// Cuts L1's power: kills QEMU, whose disk files keep what L1 has written to its disks. The next scenario boots another L1.
+    pub(crate) fn cut_power(&self) {
+        self.log("L0", "the power is cut");
+        sys::signal(self.qemu.pid(), libc::SIGKILL);
+        sys::has_ended(self.qemu.pid(), true);
+    }
+
     /// A scenario begins: its log takes all that is done from here on, and nothing may take longer than it.
     pub(crate) fn begin(&mut self, log: Log, limit: Duration, effort: Effort, seed: u64) {
         self.scenario = Some(Scene {

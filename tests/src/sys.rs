@@ -13,6 +13,18 @@ pub(crate) fn signal(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
+/// Whether a child process has ended with all its threads; with `may_wait`, waits until it has. It can still be reaped.
+pub(crate) fn has_ended(pid: i32, may_wait: bool) -> bool {
+    let flags = libc::WEXITED | libc::WNOWAIT | if may_wait { 0 } else { libc::WNOHANG };
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the pointer is to a siginfo_t that lives through the call.
+    let answer = unsafe { libc::waitid(libc::P_PID, pid.unsigned_abs(), info.as_mut_ptr(), flags) };
+    // SAFETY: zeroes are a value of siginfo_t, and the kernel has written another one or none.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: waitid fills in the process id of a child that has ended; otherwise it is zero (waitid(2)).
+    answer != 0 || unsafe { info.si_pid() } != 0
+}
+
 /// Has the child killed when the thread that starts it ends, so that not even SIGKILL of the lab leaves a QEMU behind.
 /// Start such a child from a thread that lives as long as it should.
 pub(crate) fn die_with_parent(command: &mut Command) {

@@ -36,11 +36,17 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "memory reaches above the 32-bit hole, and a VF's rings and buffers are there",
-            machine: || Machine::with_cards(Cards::sriov()).memory_mib(7168),
+            machine: large,
             limit: Duration::from_secs(180),
             run: high_memory,
         },
     ]
+}
+
+/// A host with room above the 32-bit hole, and a huge page of 1 GiB, which only a host that has just booted is sure to have.
+pub(super) fn large() -> Machine {
+    let machine = Machine::with_cards(Cards::sriov()).memory_mib(7168);
+    machine.kernel_words("hugepagesz=1G hugepages=1")
 }
 
 /// What Linux puts for the boot loader when it was entered by PVH in a guest of KVM (arch/x86/platform/pvh/enlighten.c): 0xb0. A

@@ -54,7 +54,7 @@ impl<'a> Boots<'a> {
             // A scenario that is skipped leaves its L1 as it was. A timer that is lost may be reported too late for this scenario,
             // and must not fail the next one.
             result => {
-                self.up = Some(host).filter(|host| host.watch().seen().is_none());
+                self.up = Some(host).filter(|host| host.is_up() && host.watch().seen().is_none());
                 result
             }
         }

@@ -1,4 +1,4 @@
-//! The guest's serial port: without anybody at it, and on a terminal.
+//! The guest's serial port: without input, on a terminal, on a pseudoterminal, in a file.
 
 use std::time::Duration;
 
@@ -28,6 +28,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             limit: Duration::from_secs(90),
             run: terminal_after_signal,
         },
+        Scenario {
+            name: "a serial port on a pseudoterminal takes typing, and files get all that a serial port or a console prints",
+            machine: Machine::example,
+            limit: Duration::from_secs(90),
+            run: pseudoterminal_and_files,
+        },
     ]
 }
 
@@ -35,7 +41,7 @@ fn nobody_types(l1: &Host) -> Result<()> {
     // Closed, at its end at once, and a pipe that nobody writes to any more.
     let inputs = ["<&-", "< /dev/null", "< <(true)"];
     let start = |stdin| {
-        let plan = l1.viaduct("run --memory 256M").stdin(stdin);
+        let plan = l1.viaduct("run --memory 256M").redirect(stdin);
         plan.script("sleep 2; echo still here").start()
     };
     let guests = inputs.into_iter().map(start).collect::<Result<Vec<_>>>()?;
@@ -79,4 +85,36 @@ fn terminal_after_signal(l1: &Host) -> Result<()> {
     let guest = on_terminal(l1)?;
     l1.sh("pkill -TERM -x viaduct")?;
     expect_terminal_as_before(guest)
+}
+
+/// Without an initrd the kernel panics and reboots, which ends the machine after a few seconds.
+const TO_FILE: &str = "viaduct run --kernel /lab/l2/vmlinuz --cmdline 'console=ttyS0 panic=-1' --memory 128M --no-reboot \
+    --serial /run/serial.log < /dev/null && tr -d '\\r' < /run/serial.log";
+
+fn pseudoterminal_and_files(l1: &Host) -> Result<()> {
+    // The files are truncated.
+    l1.sh("for file in serial hvc0; do echo stale > /run/$file.log; done")?;
+    let mut guest = l1
+        .viaduct("run --memory 256M --serial pty --console /run/hvc0.log")
+        .script("echo == up; read -r word; echo heard $word; seq 300 > /dev/hvc0; echo == printed; read -r order")
+        .on_its_own_terminal()
+        .start()?;
+    guest.wait_for("== up")?;
+    guest.type_in("typed there\n")?;
+    guest.wait_for("heard typed there")?;
+    guest.wait_for("== printed")?;
+    guest.type_in("\n")?;
+    expect(guest.wait_for_end()? == 0, "the guest ends well")?;
+    let numbers: String = (1..=300).map(|number| format!("{number}\n")).collect();
+    let printed = l1.sh("tr -d '\\r' < /run/hvc0.log")?;
+    expect(
+        printed == numbers,
+        "the console's file has what was printed, whole and nothing else",
+    )?;
+    let said = l1.sh(TO_FILE)?;
+    expect(
+        said.contains("Linux version") && said.contains("VFS: Unable to mount root fs"),
+        "so has the serial port's",
+    )?;
+    expect(!said.contains("stale"), "nothing else is in it")
 }

@@ -1,10 +1,11 @@
-//! Virtio disks at their worst: a VMM that dies while it writes, a host without room, a device that goes.
+//! Virtio disks at their worst: a VMM that dies while it writes, a host that loses its power, one without room, a device that goes.
 
 use std::time::Duration;
 
 use super::refusals::refused;
-use super::{Scenario, expect};
+use super::{Scenario, expect, hands};
 use crate::cards::Machine;
+use crate::disks::RANDOM_BYTES;
 use crate::error::Result;
 use crate::host::Host;
 
@@ -24,6 +25,12 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             machine: Machine::example,
             limit: Duration::from_secs(150),
             run: full_and_gone,
+        },
+        Scenario {
+            name: "a guest's flushed writes survive a power cut of the host, and unflushed ones in the host's page cache do not",
+            machine: hands::machine,
+            limit: Duration::from_secs(120),
+            run: power_cut,
         },
     ]
 }
@@ -120,4 +127,77 @@ fn full_and_gone(l1: &Host) -> Result<()> {
     refused(l1, &dry, 1, &["the host itself uses it"])?;
     l1.sh(&format!("umount /run/own && losetup -d {}", own.trim()))
         .map(drop)
+}
+
+const MIB: usize = 1 << 20;
+/// Where the guest writes a record that it flushes, and one that it does not, behind the random part.
+const FLUSHED_MIB: usize = 8;
+const UNFLUSHED_MIB: usize = 16;
+
+/// Zeroes a part of a disk, then writes both records on each. Direct writes reach the host at once; only fsync sends a flush.
+const STORE: &str = "put() { echo $3 record | dd of=/dev/$1 bs=1M seek=$2 conv=sync,notrunc$4 oflag=direct 2>/dev/null || exit; }; \
+    echo == up; read -r order; blkdiscard -z -o 1M -l 1M /dev/vda || exit; \
+    for disk in vda vdb vdc; do put $disk 8 flushed ,fsync; put $disk 16 unflushed; done; echo == stored; read -r order";
+
+fn power_cut(l1: &Host) -> Result<()> {
+    // No periodic writeback in L1.
+    l1.sh("sysctl -q vm.dirty_writeback_centisecs=0")?;
+    let path = |serial: &str| {
+        let found = l1.sh(&format!("grep -lx {serial} /sys/block/vd*/serial"))?;
+        Ok(found.replace("/sys/block", "/dev").replace("/serial\n", ""))
+    };
+    let (first, second) = (path("d1")?, path("d2")?);
+    let devices = format!(
+        "--disk {first} --disk {second} --disk {},direct=on",
+        path("d3")?
+    );
+    // The second disk gets no io_uring and falls back to the device's thread.
+    let mut guest = l1
+        .viaduct(&format!("run -v --memory 256M {devices}"))
+        .under("strace -qqo /dev/null -e trace=io_uring_setup -e inject=io_uring_setup:error=EPERM:when=2")
+        .script(STORE)
+        .start()?;
+    guest.wait_for("== up")?;
+    for (disk, is_without) in [("blk0", false), ("blk1", true), ("blk2", false)] {
+        let note = format!("{disk}: one request after the other");
+        let so = guest.errors().contains(&note) == is_without;
+        expect(so, "one of the disks has no io_uring")?;
+    }
+    let before = l1.flushes("d3")?;
+    guest.type_in("\n")?;
+    guest.wait_for("== stored")?;
+    // A direct write is in the disk's file at once: only the flush command shows.
+    expect(
+        l1.flushes("d3")? > before,
+        "the third disk is told to flush",
+    )?;
+    let read = format!("bs=1M skip={UNFLUSHED_MIB} count=1 status=none | head -n 1");
+    for disk in [first, second] {
+        let said = l1.sh(&format!("dd if={disk} {read}"))?;
+        expect(
+            said == "unflushed record\n",
+            "the host has the rest in its page cache",
+        )?;
+    }
+    l1.cut_power();
+    for disk in ["d1", "d2"] {
+        let has = |mib: usize, record: &[u8]| {
+            let found = l1.disk(disk).bytes(mib * MIB..mib * MIB + record.len());
+            found.map(|found| found == record)
+        };
+        let flushed = has(FLUSHED_MIB, b"flushed record\n")?;
+        expect(flushed, &format!("what was flushed is on {disk}"))?;
+        let unflushed = has(UNFLUSHED_MIB, b"unflushed record\n")?;
+        expect(
+            !unflushed,
+            &format!("what was not flushed is not on {disk}"),
+        )?;
+    }
+    let bytes = l1.disk("d1").bytes(0..RANDOM_BYTES)?;
+    let zeroes = |part: &[u8]| part.iter().filter(|byte| **byte == 0).count();
+    let zeroed = zeroes(&bytes[MIB..2 * MIB]);
+    expect(zeroed == MIB, "what was zeroed reads as zeroes")?;
+    // One in 256 of what is random.
+    let others = zeroes(&bytes) - zeroed;
+    expect(others < RANDOM_BYTES / 128, "nothing else was zeroed")
 }

@@ -13,7 +13,7 @@ use crate::host::Host;
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario {
-            name: "SIGTERM and SIGINT end a guest in good order and give its VF back",
+            name: "SIGTERM, SIGINT, SIGHUP and SIGQUIT end a guest in good order and give its VF back",
             machine: Machine::example,
             limit: Duration::from_secs(150),
             run: signals_give_back,
@@ -60,6 +60,23 @@ fn signals_give_back(l1: &Host) -> Result<()> {
     for (mut guest, (signal, vf)) in guests.into_iter().zip(signals) {
         wait_until_busy(l1, &mut guest, vf)?;
         expect(guest.ended_by(signal)? == 0, "the exit status is 0")?;
+        expect_back(l1, vf)?;
+    }
+    // These take the same path in the VMM; a kernel that has just started is enough.
+    let early = |vf| {
+        let plan = l1.viaduct(&format!("run --memory 256M --vfio {vf}"));
+        plan.kernel_words("earlyprintk=ttyS0 ignore_loglevel")
+            .start()
+    };
+    let guests = [early(FIRST)?, early(SECOND)?];
+    for (mut guest, (signal, vf)) in guests
+        .into_iter()
+        .zip([(libc::SIGHUP, FIRST), (libc::SIGQUIT, SECOND)])
+    {
+        guest.wait_for("Linux version")?;
+        let status = guest.ended_by(signal)?;
+        let what = format!("signal {signal} ends in status 0, not {status}");
+        expect(status == 0, &what)?;
         expect_back(l1, vf)?;
     }
     expect(

@@ -34,10 +34,17 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-fn machine() -> Machine {
+/// The last three disks have a write cache, so that L1 sends them flush commands. They are told apart by their serial numbers.
+pub(super) fn machine() -> Machine {
     let cards = "-device secondary-vga,id=screen -device qemu-xhci -device usb-kbd -device usb-mouse \
-        -device nvme,serial=lab,drive=d0";
-    Machine::with_cards(Cards::none().with_disk("d0").with(cards))
+        -device nvme,serial=lab,drive=d0 -device virtio-blk-pci,serial=d1,drive=d1,write-cache=on \
+        -device virtio-blk-pci,serial=d2,drive=d2,write-cache=on -device virtio-blk-pci,serial=d3,drive=d3,write-cache=on";
+    let disks = ["d0", "d1", "d2", "d3"];
+    let cards = disks
+        .into_iter()
+        .fold(Cards::none(), Cards::with_disk)
+        .with(cards);
+    Machine::with_cards(cards)
 }
 
 /// Two rows of red in the middle of the frame buffer, where no cursor blinks. Two in one write: of exactly one the kernel's

@@ -25,6 +25,7 @@ mod mediated;
 mod network;
 mod permissions;
 mod ports;
+mod prepared;
 mod reading;
 mod reference;
 mod refusals;
@@ -72,6 +73,7 @@ fn usual() -> Vec<Scenario> {
         refusals::scenarios(),
         permissions::scenarios(),
         ports::scenarios(),
+        prepared::scenarios(),
         list::scenarios(),
         sriov::scenarios(),
         doctor::scenarios(),

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-use super::reading::md5;
+use super::reading::{md5, number_after};
 use super::refusals::refused;
 use super::vf::{SECOND, STATS, exits_in_a_while, expect_back};
 use super::{Scenario, expect};
 use crate::cards::Machine;
 use crate::error::Result;
+use crate::guest::Guest;
 use crate::host::Host;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -36,9 +37,15 @@ const LOOK: &str = "for disk in vda vdb; do head -c 4194304 /dev/$disk | md5sum;
     echo kept | dd of=/dev/vda bs=512 seek=20000 conv=fsync 2>/dev/null; \
     cat /sys/class/misc/hw_random/rng_current; for i in 1 2; do \
     echo random $(head -c 256 /dev/hwrng | base64 -w0); done; \
-    lab-dhcp || exit; ping -c 3 10.0.2.2 || exit; echo == works; read -r order; eval $order";
+    lab-dhcp || exit; ping -A -c 3 10.0.2.2 || exit; echo == works; read -r order; eval $order";
 /// Each read is a request, and nothing is said meanwhile: a character on the console is an exit.
-const MANY_READS: &str = "dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct 2>/dev/null && echo == read; read -r order\n";
+const MANY_READS: &str = "dd if=/dev/vda of=/dev/null bs=4k count=2000 iflag=direct 2>/dev/null && echo == read; \
+    read -r order; eval $order\n";
+/// Discards the second MiB, zeroes the third (WRITE_ZEROES), zeroes and unmaps the fourth; the read-only disk refuses. Then prints how
+/// many bytes of each MiB are not zero.
+const DISCARD: &str = "blkdiscard -o 1M -l 1M /dev/vda && blkdiscard -z -o 2M -l 1M /dev/vda && fallocate -p -o 3M -l 1M /dev/vda || exit; \
+    blkdiscard -l 1M /dev/vdb && exit 1; for at in 0 1 2 3; do \
+    set -- $* $(dd if=/dev/vda bs=1M skip=$at count=1 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c); done; echo; echo left $*; exit 0\n";
 
 pub(super) fn beside_a_vf(l1: &Host) -> Result<()> {
     let sums: Vec<String> = ["d0", "d1"]
@@ -84,8 +91,7 @@ pub(super) fn beside_a_vf(l1: &Host) -> Result<()> {
     let cost = format!("2000 reads cost {} exits", after - before);
     l1.log("lab", &cost);
     expect(after - before <= 1000, &cost)?;
-    guest.type_in("\n")?;
-    guest.succeeds()?;
+    expect_discards(l1, guest)?;
     let kept = l1.sh("dd if=/run/d0.img bs=512 skip=20000 count=1 2>/dev/null | head -n 1")?;
     expect(kept.trim() == "kept", "what the guest wrote is in the file")?;
     expect_back(l1, SECOND)
@@ -107,6 +113,32 @@ fn expect_random(bytes: &[u8]) -> Result<()> {
     let ones: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
     let what = format!("as many bits are 1 as 0, and not {ones} of 8192");
     expect((3800..=4392).contains(&ones), &what)
+}
+
+/// The disk's file loses the blocks that the guest discards or unmaps, and keeps the others; the read-only disk keeps all.
+fn expect_discards(l1: &Host, guest: Guest<'_>) -> Result<()> {
+    let look =
+        "cd /run; head -c 1M d0.img | md5sum; md5sum < d1.img; stat -c '%s blocks %b' d0.img";
+    let before = l1.sh(look)?;
+    guest.type_in(DISCARD)?;
+    let said = guest.succeeds()?;
+    let left = said.split("\nleft ").nth(1).unwrap_or_default();
+    let left = left.split_whitespace().take(4).map(str::parse::<u32>);
+    let left: Vec<u32> = left.filter_map(std::result::Result::ok).collect();
+    let zeroed = matches!(left[..], [1_000_000..=u32::MAX, 0, 0, 0]);
+    expect(
+        zeroed,
+        &format!("what was discarded or zeroed reads as zeroes: {left:?}"),
+    )?;
+    let after = l1.sh(look)?;
+    let blocks = |said: &str| number_after(said, " blocks ");
+    let freed = blocks(&before)?.saturating_sub(blocks(&after)?);
+    expect(
+        freed == 2 * 2048,
+        &format!("the file is two MiB smaller on the host, not {freed} sectors"),
+    )?;
+    let rest = |said: &str| said.split(" blocks ").next().map(str::to_owned);
+    expect(rest(&before) == rest(&after), "nothing else has changed")
 }
 
 /// A disk of 16 MiB in L1, the first four of them random; their sum.
