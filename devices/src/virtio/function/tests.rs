@@ -238,6 +238,9 @@ fn the_msix_table_is_in_the_bar_and_a_reset_of_the_function_forgets_it_and_what_
     table.write(0x4010, &0xfee0_0000_u32.to_le_bytes());
     table.write(0x401c, &[0; 4]);
     assert_eq!(table.msi.routed(), [1]);
+    let mut entry = [0; 4];
+    table.bus.read(AT + 0x4010, &mut entry);
+    assert_eq!(entry, 0xfee0_0000_u32.to_le_bytes());
     table.msi.latch(1);
     table.msi.latch(2);
     let pending = || {
