@@ -223,6 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn only_pages_that_the_guest_could_have_had_are_withheld() {
+        let mut host = FakeHost::default().with_region(0, vec![0; 0x8000], false);
+        let area = |offset, len| Area { offset, len };
+        host.regions[0].0.mappable = vec![area(0x1000, 0x1000), area(0x4000, 0x2000)];
+        let region = host.region(RegionIndex(0)).unwrap();
+        let withheld = |table, pba| withheld(&region, &[table, pba]);
+        // Beside an area on either side, and in one.
+        assert!(withheld(0xff0..0x1000, 0x2000..0x2010).is_empty());
+        assert!(withheld(0x3ff0..0x4000, 0x6000..0x6010).is_empty());
+        assert!(withheld(0x1010..0x1010, 0..0).is_empty());
+        let table = withheld(0x1010..0x1040, 0x7000..0x7010);
+        assert!(table.into_iter().eq(iter::once(0x1000..0x2000)));
+        let both = withheld(0x5ff0..0x6000, 0x1ff0..0x2010);
+        assert_eq!(both, [0x5000..0x6000, 0x1000..0x3000]);
+    }
+
+    #[test]
     fn what_the_kernel_does_not_list_is_trapped() {
         let host = FakeHost::default().with_region(0, vec![0; 0x4000], false);
         assert_eq!(direct_parts(&host, &[0..0, 0..0]), []);

@@ -291,6 +291,35 @@ mod tests {
     }
 
     #[test]
+    fn enhanced_allocation_is_always_hidden_and_msix_where_it_cannot_be_modelled() {
+        for (id, keep_msix, is_shown) in [
+            (CAP_ENHANCED_ALLOCATION, true, false),
+            (CAP_MSIX, false, false),
+            (CAP_MSIX, true, true),
+        ] {
+            let mut image = space(&[(id, 0x50, &[0; 10]), (CAP_POWER, 0x60, &[])], &[]);
+            let found = rewrite(&mut image, true, keep_msix);
+            assert_eq!(
+                capabilities::find(&image, id).is_some(),
+                is_shown,
+                "{id:#x}"
+            );
+            assert_eq!(found.msix.is_some(), is_shown);
+            assert_eq!(found.power, Some(0x64));
+        }
+    }
+
+    #[test]
+    fn advanced_features_reset_the_function_only_where_they_say_so() {
+        // PCI_AF_CAP_TP alone, FLR alone, both (pci_regs.h of Linux).
+        for (features, resets) in [(1, vec![]), (2, vec![(0x54, 1)]), (3, vec![(0x54, 1)])] {
+            let mut image = space(&[(CAP_ADVANCED_FEATURES, 0x50, &[6, features])], &[]);
+            let found = rewrite(&mut image, true, true);
+            assert_eq!(found.function_resets, resets, "{features:#b}");
+        }
+    }
+
+    #[test]
     fn a_capability_at_the_end_of_a_short_space_owns_and_resets_nothing_behind_it() {
         for id in [
             CAP_EXPRESS,

@@ -148,6 +148,15 @@ mod tests {
     }
 
     #[test]
+    fn a_region_is_a_vendors_only_by_the_flag_and_the_vendors_id() {
+        let of_intel = |group| RegionKind { group, number: 1 }.of_vendor(0x8086);
+        assert_eq!(of_intel(VFIO_REGION_TYPE_PCI_VENDOR_TYPE | 0x8086), Some(1));
+        assert_eq!(of_intel(VFIO_REGION_TYPE_PCI_VENDOR_TYPE | 0x10de), None);
+        assert_eq!(of_intel(0x8086), None);
+        assert_eq!(of_intel(VFIO_REGION_TYPE_PCI_VENDOR_TYPE), None);
+    }
+
+    #[test]
     fn a_count_of_regions_that_cannot_be_keeps_nobody_busy() {
         let host = FakeHost::default().with_specific_region(u32::MAX - 1, (7, 8), vec![0; 16]);
         assert_eq!(all(&host), []);

@@ -61,6 +61,16 @@ fn a_function_level_reset_takes_the_guests_registers_with_it() {
 }
 
 #[test]
+fn the_register_that_starts_a_reset_is_written_without_one_while_the_bit_is_clear() {
+    let guest = guest();
+    guest.write(COMMAND, &[6, 0]);
+    // Device control: everything but Initiate Function Level Reset (PCIe 6.0 §7.5.3.4).
+    let calls = guest.write(EXPRESS + 8, &[0xff, 0x7f]);
+    assert!(!calls.contains(&"reset".to_owned()), "{calls:?}");
+    assert_eq!(guest.read(COMMAND), [6, 0]);
+}
+
+#[test]
 fn a_device_that_cannot_be_reset_is_assigned_all_the_same() {
     let mut host = card();
     host.cannot_reset = true;
