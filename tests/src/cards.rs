@@ -93,8 +93,6 @@ pub(crate) enum HostKernel {
     Stock,
     /// One built for the lab, with iommufd, VFIO's device cdevs and a mediated device.
     Iommufd,
-    /// Debian bookworm's.
-    Bookworm,
     /// The one in the backports of the lab's Debian.
     Backports,
 }
@@ -104,7 +102,6 @@ impl HostKernel {
     pub(crate) fn debian(self) -> Option<DebianKernel> {
         match self {
             Self::Stock | Self::Iommufd => None,
-            Self::Bookworm => Some(DebianKernel::Bookworm),
             Self::Backports => Some(DebianKernel::Backports),
         }
     }
