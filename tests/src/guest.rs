@@ -255,8 +255,9 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// A guest of a usual run prints another word within this time, in emulation, on a processor of the runner's own.
-const SILENCE: Duration = Duration::from_secs(60);
+/// A guest of a usual run prints another word within this time, in emulation, on a processor of the runner's own. Seen to take longer
+/// than 60 s: cards that are turned off and on a hundred times while other programs keep L1's one processor busy.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// What Linux says every minute when one of its processors stands still. Once it may be an emulator that is slow.
 const STALL: &str = "rcu: INFO: rcu_preempt detected stalls";
