@@ -16,6 +16,9 @@ pub(crate) enum Accident {
     LostTimer,
     /// It has a processor of the guest stand still.
     GuestStall,
+    /// It has all processors of the guest stand still, which then cannot report anything. The weakest evidence: the guest prints
+    /// nothing any more, while its VMM still ends in good order.
+    Silence,
 }
 
 impl Accident {
@@ -40,6 +43,7 @@ impl fmt::Display for Accident {
         f.write_str(match self {
             Self::LostTimer => "the emulator lost a timer interrupt of L1",
             Self::GuestStall => "the guest's kernel reports a processor that stands still",
+            Self::Silence => "the guest prints nothing any more",
         })
     }
 }

@@ -84,6 +84,7 @@ impl Error {
     pub(crate) fn beside(self, accident: Option<Accident>) -> Self {
         match (self, accident) {
             (defect @ Self::Defect(_), _) => defect,
+            (accident @ Self::Accident { .. }, _) => accident,
             (error, Some(accident)) => Self::Accident {
                 accident,
                 error: Box::new(error),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
+use crate::accident::Accident;
 use crate::agent::{Event, Job};
 use crate::error::{Doing, Error, Result, tail};
 use crate::host::Host;
@@ -361,8 +362,12 @@ impl Guest<'_> {
                 self.take(event);
                 return Ok(true);
             }
-            if Instant::now() >= end.min(start + patience()) {
+            if Instant::now() >= end {
                 return Ok(false);
+            }
+            if Instant::now() >= start + patience() {
+                let error = self.silent("the guest prints nothing any more");
+                return Err(error.beside(Some(Accident::Silence)));
             }
         }
     }
