@@ -107,9 +107,12 @@ fn usual() -> Vec<Scenario> {
     .collect()
 }
 
-/// Those of a thorough run alone: a usual one has neither the time nor the downloads for them.
+/// Those of a thorough run alone: a usual one has neither the time nor the downloads for them, or they hang in emulation.
 fn thorough() -> Vec<Scenario> {
-    kernels::scenarios()
+    [kernels::scenarios(), cards::thorough()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Fails the scenario unless `truth` holds.

@@ -177,6 +177,7 @@ fn nothing_strays(l1: &Host) -> Result<()> {
         .script(LISTEN)
         .start()?;
     let reboots = l1.amount(2, 5);
+    let mut now = faults.clone();
     for boot in 0..=reboots {
         guest.wait_for("LAB-L2 init")?;
         let said = guest.wait_for("== works")?;
@@ -199,6 +200,7 @@ fn nothing_strays(l1: &Host) -> Result<()> {
             let what = format!("boot {boot}: eth{nic} receives broadcasts, {heard} in a second");
             expect(heard >= 20, &what)?;
         }
+        now = l1.sh(FAULTS)?;
         let last = boot == reboots;
         guest.type_in(if last {
             "true\n"
@@ -208,7 +210,6 @@ fn nothing_strays(l1: &Host) -> Result<()> {
     }
     guest.succeeds()?;
     drop(shouting);
-    let now = l1.sh(FAULTS)?;
     let log =
         l1.sh("grep -E 'DMAR|AMD-Vi|vfio|e1000' /run/dmesg | tail -n 25; cat /proc/uptime")?;
     let what = format!("no device reads or writes elsewhere either:\n{log}");

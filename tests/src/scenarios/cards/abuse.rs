@@ -20,18 +20,22 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             run: storm,
         },
         Scenario {
-            name: "cards that stop decoding while they are at work work again after a reboot",
-            machine,
-            limit: Duration::from_secs(300),
-            run: decoding,
-        },
-        Scenario {
             name: "a device copies to the last byte of its guest's memory, and not beyond",
             machine,
             limit: Duration::from_secs(240),
             run: stray,
         },
     ]
+}
+
+/// In emulation the guest hangs nearly always while memory moves so often beside interrupts, with one processor in L1 and with two.
+pub(super) fn thorough() -> Vec<Scenario> {
+    vec![Scenario {
+        name: "cards that stop decoding while they are at work work again after a reboot",
+        machine,
+        limit: Duration::from_secs(300),
+        run: decoding,
+    }]
 }
 
 /// What a host must never say. A device's copying that the IOMMU has stopped is not among it.

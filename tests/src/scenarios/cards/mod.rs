@@ -33,6 +33,10 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     .collect()
 }
 
+pub(super) fn thorough() -> Vec<Scenario> {
+    abuse::thorough()
+}
+
 /// What `lab-card` said of a card that works: `card KIND SLOT ok driver=D irq=K:N FACTS`.
 #[derive(Debug)]
 pub(crate) struct Use {
