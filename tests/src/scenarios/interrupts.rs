@@ -32,11 +32,6 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             shared_line,
         ),
         scenario(
-            "cards follow their drivers from one kind of interrupt to another",
-            240,
-            kinds_in_turn,
-        ),
-        scenario(
             "a card that was told to use two kinds of messages at once works by the one that is left",
             120,
             both_kinds,
@@ -52,6 +47,16 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             exclusive_line,
         ),
     ]
+}
+
+/// In emulation the guest hangs in about every second run.
+pub(super) fn thorough() -> Vec<Scenario> {
+    vec![Scenario {
+        name: "cards follow their drivers from one kind of interrupt to another",
+        machine,
+        limit: Duration::from_secs(240),
+        run: kinds_in_turn,
+    }]
 }
 
 /// The NIC and the USB controller are on one line of the host's, and have nothing but their pins.

@@ -109,10 +109,14 @@ fn usual() -> Vec<Scenario> {
 
 /// Those of a thorough run alone: a usual one has neither the time nor the downloads for them, or they hang in emulation.
 fn thorough() -> Vec<Scenario> {
-    [kernels::scenarios(), cards::thorough()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        kernels::scenarios(),
+        cards::thorough(),
+        interrupts::thorough(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Fails the scenario unless `truth` holds.
