@@ -156,7 +156,7 @@ struct Options {
     /// L1's IOMMU.
     #[arg(long, value_enum, default_value_t)]
     iommu: Iommu,
-    /// How many processors L1 has. In emulation a guest can hang where L1 has more than one.
+    /// How many processors L1 has. In emulation a guest hangs more often where L1 has more than one.
     #[arg(long, value_name = "N", default_value_t = 1)]
     processors: u32,
     /// QEMU arguments for further cards, as one string; repeatable.
